@@ -1,0 +1,121 @@
+package filestorage
+
+import (
+	"context"
+	"fmt"
+	"io"
+)
+
+// Extent is a run of committed transactions.
+type Extent struct {
+	Start, End   int64 // positions
+	First, Last  TID   // 0 when there is no transaction
+	Transactions int64
+
+	Tail     TailState // what follows End
+	Reason   string    // of Tail, for people
+	InFlight int64     // bytes after End when the file's size was last read
+}
+
+// Committed scans the headers from the commit boundary from to the last one, and says what follows. The cost
+// depends on the number of transactions after from, not on the size of the file.
+//
+// A transaction counts when its status is committed, it lies wholly within the file and its length is repeated
+// at its end. What follows the last such transaction is in flight: normal. Damage with committed transactions
+// behind it is a *CorruptError; a file that ends before from is a *ShrunkError.
+func (f *File) Committed(ctx context.Context, from int64) (Extent, error) {
+	e := Extent{Start: from, End: from}
+	s := scanner{file: f, win: window{r: f.r}, pos: from}
+	for {
+		t, err := s.next()
+		if err == errTail {
+			e.End, e.Tail, e.Reason, e.InFlight = s.pos, s.tail, s.reason, max(0, s.size-s.pos)
+			return e, nil
+		}
+		if err != nil {
+			return e, err
+		}
+		if e.Transactions == 0 {
+			e.First = t.TID
+		}
+		e.Last = t.TID
+		e.Transactions++
+		if e.Transactions%1024 == 0 && ctx.Err() != nil {
+			return e, ctx.Err()
+		}
+	}
+}
+
+// findCommitted looks for a committed transaction with a tid after last anywhere from pos to size. It reads all
+// of that, so it is for when something is already wrong.
+func (f *File) findCommitted(pos int64, last TID, size int64) (Transaction, bool, error) {
+	const chunk = 1 << 20
+	buf := make([]byte, chunk+TxnHeaderSize)
+	for ; pos+TxnHeaderSize+trailerSize <= size; pos += chunk {
+		n, err := f.r.ReadAt(buf[:min(int64(len(buf)), size-pos)], pos)
+		if err != nil && err != io.EOF {
+			return Transaction{}, false, fmt.Errorf("%s: at %d: %w", f.name, pos, err)
+		}
+		for i := 0; i < chunk && i+TxnHeaderSize <= n; i++ {
+			if !committedStatus(buf[i+16]) {
+				continue
+			}
+			t := Transaction{Pos: pos + int64(i), file: f}
+			t.Decode(buf[i:])
+			if t.TID > last && t.Validate() == nil && f.whole(t, size) {
+				return t, true, nil
+			}
+		}
+	}
+	return Transaction{}, false, nil
+}
+
+func committedStatus(b byte) bool {
+	return b == StatusCommitted || b == StatusPacked || b == StatusUndone
+}
+
+// whole says whether t, which may be any bytes, is a transaction from its first byte to its last.
+func (f *File) whole(t Transaction, size int64) bool {
+	var b [trailerSize]byte
+	if t.End() > size {
+		return false
+	}
+	if _, err := f.r.ReadAt(b[:], t.End()-trailerSize); err != nil && err != io.EOF || be64(b[:]) != t.Length {
+		return false
+	}
+	for _, err := range t.Records() {
+		if err != nil {
+			return false
+		}
+	}
+	return true
+}
+
+// LastBefore returns the transaction that ends at the commit boundary end, found through its repeated length in
+// constant time. ok is false when end is the first boundary, or no transaction ends there.
+func (f *File) LastBefore(end int64) (t Transaction, ok bool, err error) {
+	if end < MagicSize+TxnHeaderSize+trailerSize {
+		return t, false, nil
+	}
+	var b [TxnHeaderSize]byte
+	if _, err := f.r.ReadAt(b[:trailerSize], end-trailerSize); err != nil {
+		return t, false, eofIsAbsent(err)
+	}
+	n := be64(b[:])
+	if n > maxLength || int64(n) > end-trailerSize-MagicSize {
+		return t, false, nil
+	}
+	t = Transaction{Pos: end - trailerSize - int64(n), file: f}
+	if _, err := f.r.ReadAt(b[:], t.Pos); err != nil {
+		return t, false, eofIsAbsent(err)
+	}
+	t.Decode(b[:])
+	return t, t.Length == n && t.Validate() == nil, nil
+}
+
+func eofIsAbsent(err error) error {
+	if err == io.EOF {
+		return nil
+	}
+	return err
+}
