@@ -102,6 +102,8 @@ func (c *Checker) Write(p []byte) (int, error) {
 		}
 		if c.err = c.step(b); c.err == nil && !c.stopped {
 			c.pos += int64(len(b))
+		} else {
+			c.have = 0 // pos is already before these bytes
 		}
 	}
 	return total, c.err
@@ -221,7 +223,8 @@ func (c *Checker) corrupt(pos int64, format string, args ...any) error {
 }
 
 // Accepted returns the position up to which the bytes written so far belong to transactions that count: all of
-// them, except the start of a header that is not whole yet, and everything from where StopAfter ended the run.
+// them, except the start of a header that is not whole yet, and everything from where StopAfter ended the run, or
+// from the header that broke the format.
 func (c *Checker) Accepted() int64 {
 	if c.stopped {
 		return c.txnPos

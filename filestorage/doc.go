@@ -3,11 +3,15 @@
 //
 // It reads through [Reader], so that a file may grow while it is read and faults can be injected:
 //
-//	f, err := filestorage.Open("Data.fs")
+//	f, closer, err := filestorage.Open("Data.fs")
 //	...
-//	for t, err := range f.Transactions(filestorage.MagicSize, 0) {
-//		fmt.Println(t.Pos, t.TID, t.TID.Time())
+//	defer closer.Close()
+//	for t, err := range f.Transactions(filestorage.MagicSize) {
+//		fmt.Println(t.Pos, t.TID, t.TID.Time(), err)
 //	}
+//
+// [File.Committed] finds the end of what is committed. [Checker] holds a stream of bytes to the format. [Index] is
+// Data.fs.index, [Lock] is Data.fs.lock, and [IsBlob] recognises the records of blobs.
 //
 // Promises: scanning reads transaction headers and never a transaction whole; what is still being written at
 // the end of a live file is told apart from damage in its middle; no forged length makes it allocate, loop or

@@ -2,72 +2,127 @@ package filestorage
 
 import (
 	"iter"
-	"maps"
 	"slices"
+	"sort"
 )
 
 // Index says where the current record of every object stands. The zero value is empty and ready to use.
 //
-// Objects are kept in pages of 256 neighbouring oids, because ZODB hands them out one after the other: about 10
-// bytes an object then.
+// The objects stand in leaves of up to leafMax, sorted by oid; an oid is kept as its distance to the leaf's first:
+//
+//	first   [ 0x00        | 0x0200      | ...        the first oid of each leaf, sorted
+//	leaves  [ *           | *           | ...
+//	          |             +- off 0 1 2 ..  pos 52 5210 97 ..
+//	          +- off 0 1 2 ..  pos 4011 ..
+//
+// That is 12 bytes an object when the oids come in order, as they do when ZODB hands them out or an index file is
+// read, and about 18 when they come in any order; however far apart they are, unless there are fewer than some dozen
+// in a range of 2^32.
 type Index struct {
-	pages map[uint64]*indexPage // by oid >> 8
-	n     int
+	first  []OID
+	leaves []*indexLeaf
+	n      int
 }
 
-type indexPage struct {
-	low []uint8  // sorted: the low 8 bits of the oids
-	pos []uint64 // their positions
+type indexLeaf struct {
+	off []uint32 // sorted: oid - first
+	pos []uint64
 }
+
+const (
+	leafMax  = 512
+	leafSpan = 1<<32 - 1 // how far the last oid of a leaf may be from its first
+)
 
 // Set records that the current record of oid stands at pos.
 func (x *Index) Set(oid OID, pos int64) {
-	if x.pages == nil {
-		x.pages = make(map[uint64]*indexPage)
-	}
-	p := x.pages[uint64(oid)>>8]
-	if p == nil {
-		p = &indexPage{}
-		x.pages[uint64(oid)>>8] = p
-	}
-	low := uint8(oid)
-	if n := len(p.low); n == 0 || p.low[n-1] < low { // the usual case when an index is built
-		p.low, p.pos = append(p.low, low), append(p.pos, uint64(pos))
+	i, ok := x.leaf(oid)
+	if !ok { // before all others
+		x.insertLeaf(0, oid, &indexLeaf{off: []uint32{0}, pos: []uint64{uint64(pos)}})
 		x.n++
 		return
 	}
-	i, found := slices.BinarySearch(p.low, low)
-	if found {
-		p.pos[i] = uint64(pos)
+	l := x.leaves[i]
+	d := uint64(oid - x.first[i])
+	if d > leafSpan {
+		x.insertLeaf(i+1, oid, &indexLeaf{off: []uint32{0}, pos: []uint64{uint64(pos)}})
+		x.n++
 		return
 	}
-	p.low, p.pos = slices.Insert(p.low, i, low), slices.Insert(p.pos, i, uint64(pos))
+	off := uint32(d)
+	if n := len(l.off); l.off[n-1] < off { // the usual case when an index is built
+		if n < leafMax {
+			l.off, l.pos = append(l.off, off), append(l.pos, uint64(pos))
+		} else {
+			x.insertLeaf(i+1, oid, &indexLeaf{off: []uint32{0}, pos: []uint64{uint64(pos)}})
+		}
+		x.n++
+		return
+	}
+	k, found := slices.BinarySearch(l.off, off)
+	if found {
+		l.pos[k] = uint64(pos)
+		return
+	}
+	if len(l.off) == leafMax {
+		x.split(i)
+		x.Set(oid, pos)
+		return
+	}
+	l.off, l.pos = slices.Insert(l.off, k, off), slices.Insert(l.pos, k, uint64(pos))
 	x.n++
+}
+
+// leaf returns the number of the leaf in which oid is, or would be; ok is false when oid is before all leaves.
+func (x *Index) leaf(oid OID) (i int, ok bool) {
+	if n := len(x.first); n > 0 && oid >= x.first[n-1] {
+		return n - 1, true
+	}
+	i = sort.Search(len(x.first), func(i int) bool { return x.first[i] > oid }) - 1
+	return i, i >= 0
+}
+
+func (x *Index) insertLeaf(i int, first OID, l *indexLeaf) {
+	x.first, x.leaves = slices.Insert(x.first, i, first), slices.Insert(x.leaves, i, l)
+}
+
+// split makes two leaves of the leaf i. Both are copied, so that neither keeps the other's memory.
+func (x *Index) split(i int) {
+	const half = leafMax / 2
+	l := x.leaves[i]
+	low := &indexLeaf{off: slices.Clone(l.off[:half]), pos: slices.Clone(l.pos[:half])}
+	high := &indexLeaf{off: slices.Clone(l.off[half:]), pos: slices.Clone(l.pos[half:])}
+	base := high.off[0]
+	for k := range high.off {
+		high.off[k] -= base
+	}
+	x.leaves[i] = low
+	x.insertLeaf(i+1, x.first[i]+OID(base), high)
 }
 
 // Get returns the position of the current record of oid.
 func (x *Index) Get(oid OID) (pos int64, ok bool) {
-	p := x.pages[uint64(oid)>>8]
-	if p == nil {
+	i, ok := x.leaf(oid)
+	if !ok || uint64(oid-x.first[i]) > leafSpan {
 		return 0, false
 	}
-	i, ok := slices.BinarySearch(p.low, uint8(oid))
+	l := x.leaves[i]
+	k, ok := slices.BinarySearch(l.off, uint32(oid-x.first[i]))
 	if !ok {
 		return 0, false
 	}
-	return int64(p.pos[i]), true
+	return int64(l.pos[k]), true
 }
 
 // Len returns the number of objects.
 func (x *Index) Len() int { return x.n }
 
-// All iterates over the objects in the order of their oids.
+// All iterates over the objects in the order of their oids. The index must not be changed meanwhile.
 func (x *Index) All() iter.Seq2[OID, int64] {
 	return func(yield func(OID, int64) bool) {
-		for _, high := range slices.Sorted(maps.Keys(x.pages)) {
-			p := x.pages[high]
-			for i, low := range p.low {
-				if !yield(OID(high<<8|uint64(low)), int64(p.pos[i])) {
+		for i, l := range x.leaves {
+			for k, off := range l.off {
+				if !yield(x.first[i]+OID(off), int64(l.pos[k])) {
 					return
 				}
 			}

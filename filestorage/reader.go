@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"time"
 
 	"zodbrepl/internal/fault"
 )
@@ -18,17 +19,18 @@ type Reader interface {
 
 // File is a Data.fs being read. It holds no position: several goroutines may scan it at once.
 type File struct {
-	r    Reader
-	name string
+	r     Reader
+	name  string
+	pause time.Duration // before what looks wrong is read again
 }
 
 // NewFile checks the magic and returns a File that reads from r. The name stands in errors.
 // It fails with ErrNotFileStorage when r holds something else or nothing.
 func NewFile(r Reader, name string) (*File, error) {
 	var magic [MagicSize]byte
-	n, err := r.ReadAt(magic[:], 0)
+	n, err := readAt(r, magic[:], 0)
 	switch {
-	case err != nil && err != io.EOF:
+	case err != nil && err != io.ErrUnexpectedEOF:
 		return nil, fmt.Errorf("%s: %w", name, err)
 	case n == 0:
 		return nil, notFileStorage(name, "the file is empty")
@@ -37,7 +39,7 @@ func NewFile(r Reader, name string) (*File, error) {
 	case !ValidMagic(magic[:]):
 		return nil, notFileStorage(name, fmt.Sprintf("begins with %q, not FS30 or FS21", magic[:]))
 	}
-	return &File{r: r, name: name}, nil
+	return &File{r: r, name: name, pause: settlePause}, nil
 }
 
 func notFileStorage(name, why string) error {
@@ -116,6 +118,39 @@ func (f *File) Section(start, end int64) *io.SectionReader {
 	return io.NewSectionReader(f.r, start, end-start)
 }
 
+// readAt fills b from off. When there is less it returns how much, and io.ErrUnexpectedEOF. Unlike a bare ReadAt
+// it neither fails when b ends where the file ends, nor takes a part for the whole.
+func readAt(r io.ReaderAt, b []byte, off int64) (n int, err error) {
+	for n < len(b) {
+		k, err := r.ReadAt(b[n:], off+int64(n))
+		n += k
+		switch {
+		case n == len(b):
+			return n, nil
+		case errors.Is(err, io.EOF), err == nil && k == 0:
+			return n, io.ErrUnexpectedEOF
+		case err != nil:
+			return n, err
+		}
+	}
+	return n, nil
+}
+
+// readFull fills b with bytes that have been seen to be there: fewer is a *ShrunkError.
+func (f *File) readFull(b []byte, off int64) error {
+	_, err := readAt(f.r, b, off)
+	if err == nil {
+		return nil
+	}
+	end := off + int64(len(b))
+	if err == io.ErrUnexpectedEOF {
+		if size, serr := f.r.Size(); serr == nil && size < end {
+			return &ShrunkError{File: f.name, Pos: end, Size: size}
+		}
+	}
+	return fmt.Errorf("%s: reading at %d: %w", f.name, off, err)
+}
+
 func (f *File) corrupt(pos int64, tid TID, format string, args ...any) error {
 	return &CorruptError{File: f.name, Pos: pos, TID: tid, Cause: fmt.Sprintf(format, args...)}
 }
@@ -150,13 +185,10 @@ func (w *window) view(off int64, n int) ([]byte, error) {
 	if cap(w.buf) < size {
 		w.buf = make([]byte, size)
 	}
-	got, err := w.r.ReadAt(w.buf[:size], off)
+	got, err := readAt(w.r, w.buf[:size], off)
 	w.off, w.buf = off, w.buf[:got]
 	if got >= n {
 		return w.buf[:n], nil
-	}
-	if err == nil || errors.Is(err, io.EOF) {
-		err = io.ErrUnexpectedEOF
 	}
 	return w.buf, err
 }

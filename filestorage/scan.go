@@ -21,8 +21,8 @@ func (t Transaction) End() int64 { return t.Pos + t.RecordLen() }
 // Meta reads user, description and the pickled extension: raw bytes, as ZODB stores them (UTF-8 by custom).
 func (t Transaction) Meta() (user, description, extension []byte, err error) {
 	b := make([]byte, t.HeaderLen()-TxnHeaderSize)
-	if _, err := t.file.r.ReadAt(b, t.Pos+TxnHeaderSize); err != nil && err != io.EOF {
-		return nil, nil, nil, fmt.Errorf("%s: transaction %s at %d: %w", t.file.name, t.TID, t.Pos, err)
+	if err := t.file.readFull(b, t.Pos+TxnHeaderSize); err != nil {
+		return nil, nil, nil, err
 	}
 	u, d := int(t.UserLen), int(t.UserLen)+int(t.DescriptionLen)
 	return b[:u:u], b[u:d:d], b[d:], nil
@@ -42,6 +42,11 @@ func (t Transaction) Records() iter.Seq2[Record, error] {
 		end := t.Pos + int64(t.Length)
 		for pos := t.Pos + t.HeaderLen(); pos < end; {
 			rec, err := t.file.record(w, pos)
+			if errors.Is(err, io.ErrUnexpectedEOF) { // the transaction was whole before
+				if size, serr := t.file.r.Size(); serr == nil && size < end {
+					err = &ShrunkError{File: t.file.name, Pos: end, Size: size}
+				}
+			}
 			if err == nil {
 				if verr := rec.Validate(pos, t.Pos, t.TxnHeader); verr != nil {
 					err = t.file.corrupt(pos, t.TID, "%v", verr)
@@ -74,7 +79,8 @@ func (f *File) record(w *window, pos int64) (rec Record, err error) {
 // RecordAt reads the header of the data record at pos. Only what the record says of itself is checked.
 func (f *File) RecordAt(pos int64) (Record, error) {
 	rec, err := f.record(&window{r: f.r, next: windowMin}, pos)
-	if err == nil && (rec.Version != 0 || rec.DataLen > maxLength || rec.Prev >= uint64(pos) || rec.Back >= uint64(pos)) {
+	if err == nil && (rec.Version != 0 || rec.DataLen > maxLength || rec.Prev >= uint64(pos) || rec.Back >= uint64(pos) ||
+		rec.TxnPos < MagicSize || rec.TxnPos+TxnHeaderSize > uint64(pos)) {
 		err = f.corrupt(pos, rec.TID, "no data record of FileStorage")
 	}
 	return rec, err
@@ -169,7 +175,7 @@ func (s *scanner) next() (Transaction, error) {
 		}
 		// Either a race with the writer, or a torn tail, or damage in the middle.
 		if try < settleTries {
-			time.Sleep(settlePause)
+			time.Sleep(s.file.pause)
 			s.win.forget()
 			s.size = 0
 			continue
@@ -191,11 +197,11 @@ func (s *scanner) look() (t Transaction, state TailState, why string, err error)
 	t = Transaction{Pos: s.pos, file: s.file}
 	b, err := s.win.view(s.pos, TxnHeaderSize)
 	if err == io.ErrUnexpectedEOF {
-		if len(b) > 0 {
-			return t, TailInFlight, fmt.Sprintf("%d bytes of a transaction header", len(b)), nil
-		}
 		if err := s.refreshSize(); err != nil {
 			return t, 0, "", err
+		}
+		if s.size > s.pos { // by now it may be more than there was
+			return t, TailInFlight, "the start of a transaction header", nil
 		}
 		return t, TailClean, "clean", nil
 	}

@@ -52,8 +52,8 @@ func (f *File) findCommitted(pos int64, last TID, size int64) (Transaction, bool
 	const chunk = 1 << 20
 	buf := make([]byte, chunk+TxnHeaderSize)
 	for ; pos+TxnHeaderSize+trailerSize <= size; pos += chunk {
-		n, err := f.r.ReadAt(buf[:min(int64(len(buf)), size-pos)], pos)
-		if err != nil && err != io.EOF {
+		n, err := readAt(f.r, buf[:min(int64(len(buf)), size-pos)], pos)
+		if err != nil && err != io.ErrUnexpectedEOF {
 			return Transaction{}, false, fmt.Errorf("%s: at %d: %w", f.name, pos, err)
 		}
 		for i := 0; i < chunk && i+TxnHeaderSize <= n; i++ {
@@ -62,8 +62,11 @@ func (f *File) findCommitted(pos int64, last TID, size int64) (Transaction, bool
 			}
 			t := Transaction{Pos: pos + int64(i), file: f}
 			t.Decode(buf[i:])
-			if t.TID > last && t.Validate() == nil && f.whole(t, size) {
-				return t, true, nil
+			if t.TID <= last || t.Validate() != nil {
+				continue
+			}
+			if ok, err := f.whole(t, size); ok || err != nil {
+				return t, ok, err
 			}
 		}
 	}
@@ -75,20 +78,23 @@ func committedStatus(b byte) bool {
 }
 
 // whole says whether t, which may be any bytes, is a transaction from its first byte to its last.
-func (f *File) whole(t Transaction, size int64) bool {
+func (f *File) whole(t Transaction, size int64) (bool, error) {
 	var b [trailerSize]byte
 	if t.End() > size {
-		return false
+		return false, nil
 	}
-	if _, err := f.r.ReadAt(b[:], t.End()-trailerSize); err != nil && err != io.EOF || be64(b[:]) != t.Length {
-		return false
+	if err := f.readFull(b[:], t.End()-trailerSize); err != nil || be64(b[:]) != t.Length {
+		return false, err
 	}
 	for _, err := range t.Records() {
+		if isCorrupt(err) {
+			return false, nil
+		}
 		if err != nil {
-			return false
+			return false, err
 		}
 	}
-	return true
+	return true, nil
 }
 
 // LastBefore returns the transaction that ends at the commit boundary end, found through its repeated length in
@@ -98,24 +104,24 @@ func (f *File) LastBefore(end int64) (t Transaction, ok bool, err error) {
 		return t, false, nil
 	}
 	var b [TxnHeaderSize]byte
-	if _, err := f.r.ReadAt(b[:trailerSize], end-trailerSize); err != nil {
-		return t, false, eofIsAbsent(err)
+	if _, err := readAt(f.r, b[:trailerSize], end-trailerSize); err != nil {
+		return t, false, f.eofIsAbsent(err, end)
 	}
 	n := be64(b[:])
 	if n > maxLength || int64(n) > end-trailerSize-MagicSize {
 		return t, false, nil
 	}
 	t = Transaction{Pos: end - trailerSize - int64(n), file: f}
-	if _, err := f.r.ReadAt(b[:], t.Pos); err != nil {
-		return t, false, eofIsAbsent(err)
+	if _, err := readAt(f.r, b[:], t.Pos); err != nil {
+		return t, false, f.eofIsAbsent(err, end)
 	}
 	t.Decode(b[:])
 	return t, t.Length == n && t.Validate() == nil, nil
 }
 
-func eofIsAbsent(err error) error {
-	if err == io.EOF {
+func (f *File) eofIsAbsent(err error, end int64) error {
+	if err == io.ErrUnexpectedEOF {
 		return nil
 	}
-	return err
+	return fmt.Errorf("%s: transaction that ends at %d: %w", f.name, end, err)
 }

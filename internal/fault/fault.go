@@ -10,11 +10,11 @@ import (
 
 // The kinds. Match them with errors.Is; ExitCode maps them to the process's exit code.
 var (
-	Usage      = errors.New("usage")                    // 2: the command line is wrong; nothing was tried
-	Refused    = errors.New("refused")                  // 3: this node's role forbids it
-	Unverified = errors.New("verification failed")      // 4: stored bytes are not what they should be
-	Diverged   = errors.New("divergence")               // 5: two histories after a common position
-	Gap        = errors.New("gap")                      // 6: a piece of a chain is missing or incomplete
+	Usage      = errors.New("usage")                      // 2: the command line is wrong; nothing was tried
+	Refused    = errors.New("refused")                    // 3: this node's role forbids it
+	Unverified = errors.New("verification failed")        // 4: stored bytes are not what they should be
+	Diverged   = errors.New("divergence")                 // 5: two histories after a common position
+	Gap        = errors.New("gap")                        // 6: a piece of a chain is missing or incomplete
 	Busy       = errors.New("another run holds the lock") // 75: try again later
 )
 

@@ -1,0 +1,78 @@
+package main
+
+import (
+	"fmt"
+	"io"
+
+	"github.com/urfave/cli/v2"
+
+	"zodbrepl/incremental"
+	"zodbrepl/restore"
+)
+
+func backupCommand() *cli.Command {
+	return command(&cli.Command{
+		Name:  "backup",
+		Usage: "write what was committed since the last backup into a repository",
+		Flags: []cli.Flag{
+			&cli.StringFlag{Name: "file", Aliases: []string{"f"}, Usage: "the live `DATA.FS`"},
+			&cli.StringFlag{Name: "repository", Aliases: []string{"r"}, Usage: "the `DIR` that holds the backups; it must exist"},
+			&cli.BoolFlag{Name: "full", Aliases: []string{"F"}, Usage: "make a full, and so begin a new chain"},
+			&cli.BoolFlag{Name: "deep", Usage: "compare all that is backed up with Data.fs first, not only its end"},
+			&cli.StringFlag{Name: "codec", Usage: "how increments are stored: `gzip` or none", Value: "gzip"},
+			&cli.StringSliceFlag{Name: "ship", Usage: "carry the increments to `TARGET` afterwards, as ship does; may be repeated"},
+			jsonFlag, verboseFlag,
+		},
+		Action: backupAction,
+	}, nil, `Reads the transaction log of a live Data.fs, up to the last commit, and writes a delta that continues the
+newest chain in the repository; or a full, when there is none or Data.fs was packed. When nothing was committed,
+nothing is written. It needs no lock and no ZEO: a server may be writing. The real repozo reads the result.
+
+Quiet when all goes well and nobody looks on; a full that was not asked for is told on standard error.`,
+		"zodbrepl backup -f /srv/zeo/Data.fs -r /var/backups/zodb --ship /mnt/bms2/zodb", 3, 4, 5, 6, 75)
+}
+
+func backupAction(c *cli.Context) error {
+	if err := need(c, "file", "repository"); err != nil {
+		return err
+	}
+	if err := checkTargets(c.StringSlice("ship")); err != nil {
+		return err
+	}
+	tell, done := progress(c, "backup")
+	log := logger(c, c.Bool("verbose"))
+	res, err := restore.Backup(c.Context, incremental.BackupOptions{
+		Data: c.String("file"), Repository: incremental.Dir(c.String("repository")), Full: c.Bool("full"), Deep: c.Bool("deep"),
+		Codec: c.String("codec"), Version: version, Log: log, Progress: tell,
+	})
+	done()
+	if err != nil {
+		return err
+	}
+	tellFull(log, res)
+	out := struct {
+		incremental.BackupResult
+		Ship any `json:"ship,omitempty"`
+	}{BackupResult: res}
+	var shipErr error
+	if targets := c.StringSlice("ship"); len(targets) > 0 {
+		out.Ship, shipErr = ship(c, c.String("repository"), targets)
+	}
+	err = quietly(c, out, func(w io.Writer) { printBackup(w, res) })
+	if shipErr != nil {
+		return shipErr
+	}
+	return err
+}
+
+func printBackup(w io.Writer, r incremental.BackupResult) {
+	if r.Action == "none" {
+		fmt.Fprintf(w, "nothing was committed since the last backup (position %d, last transaction %s)\n", r.End, r.LastTID)
+		return
+	}
+	fmt.Fprintf(w, "%s %s: %d transactions up to %s (%s), %s of Data.fs in %s\n", r.Action, r.File, r.Transactions, r.LastTID,
+		timeText(r.LastTID.Time()), bytesText(r.End-r.Start), bytesText(r.StoredSize))
+	if r.Reason != "" {
+		fmt.Fprintf(w, "a full, because: %s\n", r.Reason)
+	}
+}

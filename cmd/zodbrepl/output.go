@@ -1,0 +1,97 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"time"
+
+	"github.com/schollz/progressbar/v3"
+	"github.com/urfave/cli/v2"
+	"golang.org/x/term"
+
+	"zodbrepl/incremental"
+)
+
+var (
+	jsonFlag    = &cli.BoolFlag{Name: "json", Usage: "print the result as JSON"}
+	verboseFlag = &cli.BoolFlag{Name: "verbose", Aliases: []string{"v"}, Usage: "tell what is done, also when all goes well"}
+)
+
+// logger writes to standard error: warnings and errors, and what is done when verbose.
+func logger(c *cli.Context, verbose bool) *slog.Logger {
+	level := slog.LevelWarn
+	if verbose {
+		level = slog.LevelInfo
+	}
+	return slog.New(slog.NewTextHandler(c.App.ErrWriter, &slog.HandlerOptions{Level: level}))
+}
+
+// isTerminal says whether w is a terminal: a person looks at it.
+func isTerminal(w io.Writer) bool {
+	f, ok := w.(*os.File)
+	return ok && term.IsTerminal(int(f.Fd()))
+}
+
+// report prints a result as JSON when asked for, else through text.
+func report(c *cli.Context, result any, text func(w io.Writer)) error {
+	if c.Bool("json") {
+		enc := json.NewEncoder(c.App.Writer)
+		enc.SetIndent("", "  ")
+		return enc.Encode(result)
+	}
+	text(c.App.Writer)
+	return nil
+}
+
+// quietly is report for what cron runs: text is printed only for a person or when verbose.
+func quietly(c *cli.Context, result any, text func(w io.Writer)) error {
+	return report(c, result, func(w io.Writer) {
+		if c.Bool("verbose") || isTerminal(w) {
+			text(w)
+		}
+	})
+}
+
+// progress shows a bar for long work at a terminal, and nothing elsewhere. Call done at the end.
+func progress(c *cli.Context, what string) (tell incremental.Progress, done func()) {
+	if !isTerminal(c.App.ErrWriter) || c.Bool("json") {
+		return nil, func() {}
+	}
+	var bar *progressbar.ProgressBar
+	tell = func(n, total int64) {
+		if bar == nil || bar.GetMax64() != total {
+			bar = progressbar.NewOptions64(total, progressbar.OptionSetDescription(what), progressbar.OptionShowBytes(true),
+				progressbar.OptionSetWriter(c.App.ErrWriter), progressbar.OptionThrottle(100*time.Millisecond),
+				progressbar.OptionClearOnFinish(), progressbar.OptionSetPredictTime(true), progressbar.OptionFullWidth())
+		}
+		_ = bar.Set64(n)
+	}
+	return tell, func() {
+		if bar != nil {
+			_ = bar.Clear()
+		}
+	}
+}
+
+// bytesText returns a size for people.
+func bytesText(n int64) string {
+	switch {
+	case n < 1<<10:
+		return fmt.Sprintf("%d B", n)
+	case n < 1<<20:
+		return fmt.Sprintf("%.1f KiB", float64(n)/(1<<10))
+	case n < 1<<30:
+		return fmt.Sprintf("%.1f MiB", float64(n)/(1<<20))
+	}
+	return fmt.Sprintf("%.2f GiB", float64(n)/(1<<30))
+}
+
+func timeText(t time.Time) string {
+	if t.IsZero() {
+		return "-"
+	}
+	return t.UTC().Format(time.RFC3339Nano)
+}

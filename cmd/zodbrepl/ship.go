@@ -1,0 +1,92 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"log/slog"
+
+	"github.com/urfave/cli/v2"
+
+	"zodbrepl/incremental"
+	"zodbrepl/internal/fault"
+	"zodbrepl/transport"
+)
+
+func shipCommand() *cli.Command {
+	return command(&cli.Command{
+		Name:  "ship",
+		Usage: "bring targets up to date with a repository",
+		Flags: []cli.Flag{
+			&cli.StringFlag{Name: "repository", Aliases: []string{"r"}, Usage: "the `DIR` that holds the backups"},
+			&cli.StringSliceFlag{Name: "to", Usage: "`TARGET` to carry them to, a directory as a path or file:///path; may be repeated"},
+			jsonFlag, verboseFlag,
+		},
+		Action: func(c *cli.Context) error {
+			if err := need(c, "repository"); err != nil {
+				return err
+			}
+			targets := c.StringSlice("to")
+			if len(targets) == 0 {
+				return fault.New(fault.Usage, "ship: --to is required").Keeping("nothing was done").Remedy("zodbrepl ship --help")
+			}
+			if err := checkTargets(targets); err != nil {
+				return err
+			}
+			results, err := ship(c, c.String("repository"), targets)
+			if results != nil {
+				if rerr := quietly(c, results, func(w io.Writer) { printShip(w, results) }); err == nil {
+					err = rerr
+				}
+			}
+			return err
+		},
+	}, nil, `Sends every increment that a target lacks, oldest first, manifest last, so that what is visible there is always
+complete. Half a file is gone on with. Targets are served at once; one that is slow or dead holds back no other. The
+answers of the standbys that read a target are shown; when one was promoted, this repository is closed for backups.`,
+		"zodbrepl ship -r /var/backups/zodb --to /mnt/bms2/zodb --to file:///mnt/vault/zodb", 3, 4, 5, 6, 75)
+}
+
+func checkTargets(targets []string) error {
+	for _, t := range targets {
+		if err := transport.CheckTarget(t); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func ship(c *cli.Context, repository string, targets []string) ([]transport.TargetResult, error) {
+	var show func(target, file string, done, total int64)
+	if len(targets) == 1 {
+		if tell, done := progress(c, "ship"); tell != nil {
+			defer done()
+			show = func(_, _ string, n, total int64) { tell(n, total) }
+		}
+	}
+	return transport.Ship(c.Context, transport.ShipOptions{
+		Repository: incremental.Dir(repository), Targets: targets, Log: logger(c, c.Bool("verbose")), Progress: show,
+	})
+}
+
+func printShip(w io.Writer, results []transport.TargetResult) {
+	for _, r := range results {
+		switch {
+		case r.Error != "":
+			fmt.Fprintf(w, "%s: failed after %d increments\n", r.Target, len(r.Increments))
+		case len(r.Increments) == 0:
+			fmt.Fprintf(w, "%s: up to date\n", r.Target)
+		default:
+			fmt.Fprintf(w, "%s: %d increments, %s sent\n", r.Target, len(r.Increments), bytesText(r.Sent))
+		}
+		for _, a := range r.Standbys {
+			fmt.Fprintf(w, "  %s on %s: %s, has applied %s (%s)\n", a.Role, a.Host, a.Condition, a.LastTID, timeText(a.LastTID.Time()))
+		}
+	}
+}
+
+// tellFull logs a full that nobody asked for: cron's mail should say it.
+func tellFull(log *slog.Logger, r incremental.BackupResult) {
+	if r.Action == string(incremental.Full) && r.Unasked {
+		log.Warn("a new full was made", "increment", r.File, "cause", r.Reason)
+	}
+}

@@ -1,0 +1,70 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"path/filepath"
+
+	"github.com/urfave/cli/v2"
+
+	"zodbrepl/restore"
+	"zodbrepl/transport"
+)
+
+func watchCommand() *cli.Command {
+	return command(&cli.Command{
+		Name:  "watch",
+		Usage: "follow a repository with a standby's Data.fs (daemon)",
+		Flags: []cli.Flag{
+			&cli.StringFlag{Name: "from", Usage: "the `DIR` that the increments arrive in"},
+			&cli.StringFlag{Name: "data", Usage: "the standby's `DATA.FS`; it is made when missing"},
+			&cli.BoolFlag{Name: "once", Usage: "apply what there is, then end"},
+			&cli.DurationFlag{Name: "interval", Usage: "the `TIME` between two looks at the directory", Value: restore.DefaultInterval},
+			&cli.StringSliceFlag{Name: "refuse-if-address", Usage: "refuse while this host has the IP `ADDRESS`, which is the master's; may be repeated"},
+			jsonFlag, verboseFlag,
+		},
+		Action: watchAction,
+	}, nil, `Verifies each increment whole, then appends it to the standby's Data.fs; a new full is built beside it and swapped in.
+Meanwhile it holds ZODB's lock, so that no ZEO server opens the file for writing; a read-only FileStorage may.
+
+It refuses to start, and stops when running, if the node was promoted, if another process holds the lock, if Data.fs is
+not what was applied, if this host has the master's address, or if a stale master is still writing. A gap or a damaged
+increment does not stop it: zodbrepl status names it. SIGTERM ends it cleanly; it writes Data.fs.index then.`,
+		"zodbrepl watch --from /srv/increments --data /srv/zeo/Data.fs --refuse-if-address 10.0.0.5", 3, 4, 5, 6)
+}
+
+func watchAction(c *cli.Context) error {
+	if err := need(c, "from", "data"); err != nil {
+		return err
+	}
+	if err := transport.CheckTarget(c.String("from")); err != nil {
+		return err
+	}
+	data, err := filepath.Abs(c.String("data"))
+	if err != nil {
+		return err
+	}
+	// Opened at each look: a mount that is not there yet is a condition, not an end.
+	source := lazySource{c.String("from")}
+	once := c.Bool("once")
+	res, err := restore.Watch(c.Context, restore.WatchOptions{
+		Source: source, Data: data, Once: once, Interval: c.Duration("interval"),
+		Hint: transport.LocalDir(c.String("from")), RefuseIfAddress: c.StringSlice("refuse-if-address"),
+		Tell: source.tell, Log: logger(c, !once || c.Bool("verbose")),
+	})
+	if err != nil {
+		return err
+	}
+	if !once && !c.Bool("json") {
+		return nil
+	}
+	return quietly(c, res, func(w io.Writer) {
+		fmt.Fprintf(w, "%d increments applied; at position %d, transaction %s (%s)\n", res.Increments,
+			res.State.Applied.Position, res.State.Applied.LastTID, timeText(res.State.Applied.LastTID.Time()))
+	})
+}
+
+// openSource opens a place to read increments from.
+func openSource(c *cli.Context, where string) (transport.Target, error) {
+	return transport.OpenTarget(c.Context, where)
+}

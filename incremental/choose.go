@@ -1,0 +1,240 @@
+package incremental
+
+import (
+	"context"
+	"crypto/md5"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+
+	"zodbrepl/filestorage"
+	"zodbrepl/internal/fault"
+)
+
+// choose decides between a delta and a full, and in which lineage and epoch it is made. It writes nothing.
+func (b *backup) choose(ctx context.Context) error {
+	last, err := b.repo.last(ctx)
+	if errors.Is(err, errNoChain) {
+		b.lineage, b.epoch, b.reason = b.Lineage, max(b.Epoch, 1), "the repository is empty"
+		if b.lineage == "" {
+			b.lineage = newLineage()
+		}
+		return b.fenced()
+	}
+	if err != nil && !b.Full {
+		return fault.New(nil, "the newest increment cannot be used").Because(err).Keeping("nothing was written").
+			Remedy("bring it back from another copy of the repository, or begin a new chain: zodbrepl backup --full")
+	}
+	if err != nil {
+		if last, err = b.newestReadable(ctx); err != nil {
+			return err
+		}
+	}
+	b.lineage, b.epoch = last.Manifest.Lineage, last.Manifest.Epoch
+	if err := b.mayContinue(last); err != nil {
+		return err
+	}
+	same, why, err := b.unchanged(ctx, last)
+	if err != nil {
+		return err
+	}
+	switch {
+	case b.Full:
+		b.reason = "asked for"
+	case !same:
+		b.reason, b.unasked = why, true
+	default:
+		b.prev = &last
+	}
+	if !same {
+		return b.mustShareHistory(ctx, last)
+	}
+	return nil
+}
+
+// newestReadable finds an increment that tells the lineage when the newest does not.
+func (b *backup) newestReadable(ctx context.Context) (Increment, error) {
+	ms, problems, err := b.repo.Manifests(ctx)
+	if err != nil {
+		return Increment{}, err
+	}
+	if len(ms) == 0 {
+		return Increment{}, fmt.Errorf("repository %s: no manifest can be read, so the lineage is not known: %w", b.Repository, problems[0])
+	}
+	return ms[len(ms)-1].Increment()
+}
+
+// mayContinue refuses to write after last into a history that is not this node's.
+func (b *backup) mayContinue(last Increment) error {
+	m := last.Manifest
+	if b.Lineage != "" && b.Lineage != m.Lineage {
+		return fault.New(fault.Diverged, "repository %s holds lineage %s, this node is of lineage %s", b.Repository, m.Lineage, b.Lineage).
+			Keeping("nothing was written").Remedy("use the repository of this database, or an empty directory")
+	}
+	node := max(b.Epoch, 1)
+	if m.Epoch > node {
+		return Fence{Lineage: m.Lineage, Epoch: m.Epoch, Where: "increment " + last.File + " of host " + m.Host, Seen: m.Created}.Check(b.Repository, node)
+	}
+	b.epoch = node
+	return b.fenced()
+}
+
+func (b *backup) fenced() error {
+	fence, err := ReadFence(b.Repository)
+	if err != nil {
+		return err
+	}
+	return fence.Check(b.Repository, b.epoch)
+}
+
+// unchanged says whether Data.fs still begins with what is backed up, and if not, why not. The cheap proof takes
+// constant time: the same inode, no shorter than it was, the last transaction where it was, and the same bytes
+// before its end. Without it, or with Deep, every increment of the chain is compared.
+func (b *backup) unchanged(ctx context.Context, last Increment) (same bool, why string, err error) {
+	m := last.Manifest
+	size, err := b.data.Size()
+	if err != nil {
+		return false, "", err
+	}
+	if size < last.End {
+		return false, fmt.Sprintf("Data.fs has %d bytes, %d were backed up: it was packed or replaced", size, last.End), nil
+	}
+	if missing, err := b.missing(ctx, last); err != nil || missing != "" {
+		return false, missing, err
+	}
+	holds, err := m.Tail.Holds(b.data, last.End)
+	if err == nil && holds && m.LastTID != 0 {
+		var t filestorage.Transaction
+		t, holds, err = b.data.LastBefore(last.End)
+		holds = holds && t.TID == m.LastTID
+	}
+	if err != nil {
+		return false, "", fmt.Errorf("%s: %w", b.Data, err)
+	}
+	if !holds {
+		return false, fmt.Sprintf("the bytes of Data.fs before position %d are not those that were backed up: it was packed or replaced", last.End), nil
+	}
+	if m.Source.Inode == b.src.Inode && m.Source.Device == b.src.Device && !b.Deep {
+		return true, "", nil
+	}
+	return b.samePrefix(ctx, last)
+}
+
+// missing says what the .dat lists of last's chain but is not there: a delta is not written across a gap.
+func (b *backup) missing(ctx context.Context, last Increment) (string, error) {
+	lines, _, err := readDat(ctx, b.repo.src, last.Manifest.Chain)
+	if err != nil {
+		return "", err
+	}
+	have := make(map[string]bool)
+	for _, s := range b.repo.sets {
+		for _, d := range s.data {
+			have[d.name] = true
+		}
+	}
+	end := int64(0)
+	for _, l := range lines {
+		if !have[l.file] {
+			return fmt.Sprintf("the chain %s is broken: %s is missing", last.Manifest.Chain, l.file), nil
+		}
+		if l.start != end {
+			return fmt.Sprintf("the chain %s is broken: %s starts at %d, the one before it ends at %d", last.Manifest.Chain, l.file, l.start, end), nil
+		}
+		end = l.end
+	}
+	if end != last.End {
+		return fmt.Sprintf("the chain %s is broken: its .dat ends at %d, its last increment at %d", last.Manifest.Chain, end, last.End), nil
+	}
+	return "", nil
+}
+
+// samePrefix compares Data.fs with every increment of last's chain.
+func (b *backup) samePrefix(ctx context.Context, last Increment) (same bool, why string, err error) {
+	chain, err := b.chainOf(ctx, last)
+	if err != nil {
+		return false, "", err
+	}
+	if len(chain.Increments) == 0 || chain.Last().Stamp != last.Stamp {
+		return false, fmt.Sprintf("the chain %s is broken: %v", last.Manifest.Chain, firstProblem(chain)), nil
+	}
+	b.Log.Info("comparing Data.fs with all that is backed up", "storage", b.Data, "bytes", last.End)
+	for _, inc := range chain.Increments {
+		sum := md5.New()
+		in := &meter{r: b.data.Section(inc.Start, inc.End), ctx: ctx}
+		if _, err := io.CopyBuffer(sum, &progressReader{in, b.Progress, inc.Start, last.End}, make([]byte, 1<<20)); err != nil {
+			return false, "", fmt.Errorf("%s: %w", b.Data, err)
+		}
+		if hex.EncodeToString(sum.Sum(nil)) != inc.MD5 {
+			return false, fmt.Sprintf("Data.fs differs from what was backed up between positions %d and %d: it was packed or replaced", inc.Start, inc.End), nil
+		}
+	}
+	return true, "", nil
+}
+
+func firstProblem(c Chain) error {
+	if len(c.Problems) == 0 {
+		return errNoChain
+	}
+	return c.Problems[0]
+}
+
+func (b *backup) chainOf(ctx context.Context, last Increment) (Chain, error) {
+	for i, s := range b.repo.sets {
+		if s.stamp == last.Manifest.Chain {
+			end := i + 1
+			for end < len(b.repo.sets) && !b.repo.sets[end].isFull() {
+				end++
+			}
+			return b.repo.chain(ctx, b.repo.sets[i:end])
+		}
+	}
+	return Chain{Stamp: last.Manifest.Chain}, nil
+}
+
+// mustShareHistory refuses a full of another database in this repository, where every standby would take it for
+// this one. A pack keeps the tids of what it keeps, so one tid that the repository knows is enough. A tiny database
+// may have none left after a pack: then the same path on the same host counts.
+func (b *backup) mustShareHistory(ctx context.Context, last Increment) error {
+	ms, _, err := b.repo.Manifests(ctx)
+	if err != nil {
+		return err
+	}
+	known := make(map[filestorage.TID]bool)
+	newest := filestorage.TID(0)
+	for _, m := range ms {
+		known[m.FirstTID], known[m.LastTID] = true, true
+		newest = max(newest, m.LastTID)
+	}
+	if last.Manifest.LastTID == 0 || last.Manifest.Host == b.host && last.Manifest.Source.Path == b.src.Path {
+		return nil
+	}
+	for t, err := range b.data.Transactions(filestorage.MagicSize) {
+		if err != nil {
+			return b.unreadable(err)
+		}
+		if known[t.TID] {
+			return nil
+		}
+		if t.TID > newest {
+			break
+		}
+	}
+	return fault.New(fault.Diverged, "%s shares no transaction with the repository %s, which holds %s of host %s: another database",
+		b.Data, b.Repository, last.Manifest.Source.Path, last.Manifest.Host).
+		Keeping("nothing was written").Remedy("give every database a repository of its own")
+}
+
+// progressReader tells how far a reader has come.
+type progressReader struct {
+	r           io.Reader
+	tell        Progress
+	done, total int64
+}
+
+func (p *progressReader) Read(b []byte) (int, error) {
+	n, err := p.r.Read(b)
+	p.done += int64(n)
+	p.tell(p.done, p.total)
+	return n, err
+}

@@ -1,0 +1,107 @@
+package incremental
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"zodbrepl/internal/durable"
+	"zodbrepl/internal/fault"
+)
+
+// Lock keeps other runs from changing the same thing until it is closed or its process ends.
+type Lock struct{ f *os.File }
+
+// LockFile takes the flock of the file at path, which is made when missing and never removed. When another process
+// has it, the error is of the kind fault.Busy and names that process.
+func LockFile(path, what string) (*Lock, error) {
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW, 0o644)
+	if err != nil {
+		return nil, err
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		defer f.Close()
+		if !errors.Is(err, unix.EWOULDBLOCK) {
+			return nil, fmt.Errorf("flock %s: %w", path, err)
+		}
+		pid := make([]byte, 32)
+		n, _ := f.ReadAt(pid, 0)
+		return nil, fault.New(fault.Busy, "%s: process %s is at it (it holds %s)", what, strings.TrimSpace(string(pid[:n])), path).
+			Keeping("nothing was changed").Remedy("wait for that run to end")
+	}
+	if err := f.Truncate(0); err == nil {
+		fmt.Fprintf(f, "%d\n", os.Getpid())
+	}
+	return &Lock{f}, nil
+}
+
+// Close gives the lock back.
+func (l *Lock) Close() error { return l.f.Close() }
+
+// LockRepository takes the lock that every change of the repository in dir needs.
+func LockRepository(dir Dir) (*Lock, error) {
+	l, err := LockFile(dir.Path(lockName), "repository "+string(dir))
+	if errors.Is(err, fs.ErrPermission) || errors.Is(err, unix.EROFS) {
+		return nil, fault.New(nil, "repository %s cannot be written", dir).Because(err).
+			Keeping("nothing was changed").Remedy("give this user the right to write there, or mount it read-write")
+	}
+	return l, err
+}
+
+// Fence records that a higher epoch was seen: the lineage has another master, and nothing may be written into the
+// repository in an older epoch. It is the file zodbrepl.fence.
+type Fence struct {
+	Lineage string    `json:"lineage"`
+	Epoch   int       `json:"epoch"`
+	Where   string    `json:"where"` // where it was seen
+	Seen    time.Time `json:"seen"`
+}
+
+// ReadFence returns the fence of the repository in dir, the zero Fence when there is none.
+func ReadFence(dir Dir) (Fence, error) {
+	var f Fence
+	b, err := os.ReadFile(dir.Path(fenceName))
+	if errors.Is(err, fs.ErrNotExist) {
+		return f, nil
+	}
+	if err == nil {
+		err = json.Unmarshal(b, &f)
+	}
+	if err != nil {
+		return f, fmt.Errorf("%s: %w", dir.Path(fenceName), err)
+	}
+	return f, nil
+}
+
+// Raise records f in the repository in dir unless as high an epoch is recorded already.
+func (f Fence) Raise(dir Dir) error {
+	old, err := ReadFence(dir)
+	if err != nil {
+		return err
+	}
+	if old.Epoch >= f.Epoch {
+		return nil
+	}
+	b, err := json.MarshalIndent(f, "", "  ")
+	if err != nil {
+		return err
+	}
+	return durable.WriteFile(dir.Path(fenceName), append(b, '\n'), 0o644)
+}
+
+// Check refuses a write in an older epoch.
+func (f Fence) Check(dir Dir, epoch int) error {
+	if f.Epoch <= epoch {
+		return nil
+	}
+	return fault.New(fault.Refused, "repository %s: this host is at epoch %d, but epoch %d was seen at %s on %s: another host was promoted",
+		dir, epoch, f.Epoch, f.Where, f.Seen.UTC().Format(time.RFC3339)).
+		Keeping("nothing was backed up").
+		Remedy("stop the ZEO server here; keep this Data.fs, it may hold transactions that the new master lacks; then make this host a standby of the new master")
+}

@@ -1,0 +1,65 @@
+package incremental
+
+import "strings"
+
+// Names in a repository (the first five are repozo's; ZODB: scripts/repozo.py):
+//
+//	<stamp>.fs .fsz            a full, plain or gzip'd
+//	<stamp>.deltafs .deltafsz  a delta
+//	<stamp>.dat                of the full with that stamp: a line for each increment of its chain
+//	<stamp>.index              FileStorage's index at that increment; repozo writes it, we leave it alone
+//	<stamp>.manifest           of the increment with that stamp
+//	zodbrepl.lock              flock'ed by the run that changes the repository
+//	zodbrepl.fence             a higher epoch that was seen elsewhere
+//	*.tmp, *.unpublished       what a run that died left; the next one removes it
+const (
+	manifestExt    = ".manifest"
+	datExt         = ".dat"
+	lockName       = "zodbrepl.lock"
+	fenceName      = "zodbrepl.fence"
+	unpublishedExt = ".unpublished"
+)
+
+func fileName(s Stamp, k Kind, c Codec) string {
+	if k == Full {
+		return string(s) + ".fs" + c.Suffix()
+	}
+	return string(s) + ".deltafs" + c.Suffix()
+}
+
+// dataFile is what the name of a stored increment tells.
+type dataFile struct {
+	stamp Stamp
+	kind  Kind
+	codec Codec
+	name  string
+}
+
+// parseDataName returns what a file name says of an increment; ok is false when it is none.
+func parseDataName(name string) (dataFile, bool) {
+	s, ok := stampOf(name)
+	if !ok {
+		return dataFile{}, false
+	}
+	for _, c := range codecs {
+		for _, k := range []Kind{Full, Delta} {
+			if name == fileName(s, k, c) {
+				return dataFile{s, k, c, name}, true
+			}
+		}
+	}
+	return dataFile{}, false
+}
+
+// stampOf returns the stamp that a name begins with, if it is one of a repository's files.
+func stampOf(name string) (Stamp, bool) {
+	stem, _, _ := strings.Cut(name, ".")
+	s, err := ParseStamp(stem)
+	return s, err == nil
+}
+
+// StampOfManifest returns the stamp in the name of a manifest.
+func StampOfManifest(name string) (Stamp, bool) {
+	s, ok := stampOf(name)
+	return s, ok && name == ManifestName(s)
+}

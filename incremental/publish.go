@@ -1,0 +1,187 @@
+package incremental
+
+import (
+	"context"
+	"crypto/md5"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"hash"
+	"io"
+	"os"
+
+	"golang.org/x/sys/unix"
+
+	"zodbrepl/filestorage"
+	"zodbrepl/internal/durable"
+	"zodbrepl/internal/fault"
+)
+
+// write stores the bytes of ext as the next increment and publishes it. What a crash leaves at each point:
+//
+//	while the temporary file is written   <file>.tmp, which the next run removes
+//	after its rename                      an increment that the .dat does not know: complete, contiguous, and right
+//	                                      for a repozo that trusts the listing; the next run sets it aside
+//	after the .dat                        an increment as repozo makes them; the next run verifies it and gives it
+//	                                      its manifest
+//	after the manifest                    nothing to do
+func (b *backup) write(ctx context.Context, ext filestorage.Extent) (*Manifest, error) {
+	// No copy may be ahead of what the master has on disk: FileStorage makes a transaction visible before it is.
+	if err := b.file.Sync(); err != nil {
+		return nil, fmt.Errorf("fsync %s: %w", b.Data, err)
+	}
+	m := &Manifest{
+		Format: ManifestFormat, Lineage: b.lineage, Epoch: b.epoch, Kind: Full, Stamp: b.repo.lastStamp().next(b.now),
+		Codec: b.codec.Name(), Start: ext.Start, End: ext.End, LastTID: ext.Last, Reason: b.reason,
+		Source: b.src, Created: b.now.UTC(), Host: b.host, Version: b.Version, Blobs: []BlobRef{},
+	}
+	m.Chain = m.Stamp
+	if b.prev != nil {
+		m.Kind, m.Chain, m.Previous = Delta, b.prev.Manifest.Chain, b.prev.Stamp
+	}
+	m.File = fileName(m.Stamp, m.Kind, b.codec)
+	tmp := b.Repository.Path(m.File + durable.TempSuffix)
+	if err := b.store(ctx, tmp, m); err != nil {
+		os.Remove(tmp)
+		return nil, err
+	}
+	b.crash("stored")
+	if exists(b.Repository.Path(m.File)) {
+		return nil, fmt.Errorf("%s appeared while it was made: another program writes to the repository", b.Repository.Path(m.File))
+	}
+	if err := durable.Rename(tmp, b.Repository.Path(m.File)); err != nil {
+		return nil, err
+	}
+	b.crash("renamed")
+	if err := b.list(ctx, m); err != nil {
+		return nil, err
+	}
+	b.crash("listed")
+	if err := b.publish(m); err != nil {
+		return nil, err
+	}
+	return m, nil
+}
+
+// store writes the raw bytes from m.Start to m.End, encoded, into the file at path, checks their structure on the
+// way, and sets what m says of them.
+func (b *backup) store(ctx context.Context, path string, m *Manifest) error {
+	f, err := durable.Create(path, 0o644)
+	if err != nil {
+		return b.unwritable(err)
+	}
+	defer f.Close()
+	stored := &counter{w: f, sum: sha256.New()}
+	out := &sink{w: stored}
+	enc := b.codec.NewWriter(out)
+	check := filestorage.NewChecker(b.Data, m.Start)
+	blobs := blobCollector{data: b.data}
+	check.OnRecord = blobs.add
+	sum := md5.New()
+	in := &progressReader{&meter{r: b.data.Section(m.Start, m.End), ctx: ctx}, b.Progress, 0, m.End - m.Start}
+	n, err := io.CopyBuffer(io.MultiWriter(check, sum, enc), in, make([]byte, 1<<20))
+	err = errors.Join(err, enc.Close())
+	switch {
+	case out.err != nil:
+		return b.unwritable(out.err)
+	case err != nil:
+		return b.unreadable(err)
+	case n != m.End-m.Start:
+		return b.unreadable(&filestorage.ShrunkError{File: b.Data, Pos: m.End, Size: m.Start + n})
+	}
+	if err := check.Close(); err != nil {
+		return b.unreadable(err)
+	}
+	if err := f.Sync(); err != nil {
+		return b.unwritable(err)
+	}
+	if err := b.describe(m, check, blobs.refs); err != nil {
+		return err
+	}
+	m.MD5 = hex.EncodeToString(sum.Sum(nil))
+	m.StoredSize, m.StoredSHA256 = stored.n, hex.EncodeToString(stored.sum.Sum(nil))
+	if m.Tail, err = ProveTail(b.data, m.End); err != nil {
+		return b.unreadable(err)
+	}
+	return nil
+}
+
+// describe takes over what the stream told about its transactions.
+func (b *backup) describe(m *Manifest, check *filestorage.Checker, blobs []BlobRef) error {
+	ext := check.Extent()
+	m.FirstTID, m.Transactions, m.PackedTo = ext.First, ext.Transactions, check.LastPacked()
+	if ext.Last != 0 {
+		m.LastTID = ext.Last
+	}
+	if b.prev != nil && ext.Last == 0 {
+		return fmt.Errorf("%s: no transaction between %d and %d", b.Data, m.Start, m.End)
+	}
+	m.Blobs = append(m.Blobs, blobs...)
+	if n := check.Reversed(); n > 0 {
+		b.Log.Warn("tids that do not grow: FileStorage will not be able to pack this file", "storage", b.Data, "transactions", n)
+	}
+	return nil
+}
+
+func (b *backup) unwritable(err error) error {
+	e := fault.New(nil, "writing to repository %s", b.Repository).Because(err).
+		Keeping("every increment that was there is as it was; nothing new was published")
+	switch {
+	case errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT):
+		return e.Remedy("make room on that file system, then run the backup again")
+	case errors.Is(err, unix.EACCES) || errors.Is(err, unix.EROFS):
+		return e.Remedy("give this user the right to write there, or mount it read-write")
+	}
+	return e.Remedy("run the backup again when the cause is gone")
+}
+
+// list adds the increment to the .dat of its chain. The file is replaced whole, so a crash cannot leave half a line.
+func (b *backup) list(ctx context.Context, m *Manifest) error {
+	var lines []datLine
+	if m.Kind == Delta {
+		var err error
+		if lines, _, err = readDat(ctx, b.Repository, m.Chain); err != nil {
+			return err
+		}
+	}
+	lines = append(lines, m.datLine())
+	if err := durable.WriteFile(b.Repository.Path(string(m.Chain)+datExt), formatDat(lines), 0o644); err != nil {
+		return b.unwritable(err)
+	}
+	return nil
+}
+
+func (m *Manifest) datLine() datLine {
+	return datLine{file: m.File, start: m.Start, end: m.End, md5: m.MD5}
+}
+
+// DatLine returns the increment's line in repozo's .dat, with its line feed.
+func (m *Manifest) DatLine() string { return m.datLine().String() }
+
+// publish writes the manifest: from now on the increment exists for others.
+func (b *backup) publish(m *Manifest) error {
+	doc, err := m.Encode()
+	if err != nil {
+		return err
+	}
+	if err := durable.WriteFile(b.Repository.Path(ManifestName(m.Stamp)), doc, 0o644); err != nil {
+		return b.unwritable(err)
+	}
+	b.crash("published")
+	return nil
+}
+
+// counter counts and hashes what is written through it.
+type counter struct {
+	w   io.Writer
+	sum hash.Hash
+	n   int64
+}
+
+func (c *counter) Write(p []byte) (int, error) {
+	n, err := c.w.Write(p)
+	c.n += int64(n)
+	c.sum.Write(p[:n])
+	return n, err
+}

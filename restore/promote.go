@@ -1,0 +1,221 @@
+package restore
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"os"
+	"os/exec"
+	"time"
+
+	"zodbrepl/filestorage"
+	"zodbrepl/incremental"
+	"zodbrepl/internal/durable"
+	"zodbrepl/internal/fault"
+)
+
+// PromoteOptions says what to promote. Data is required.
+type PromoteOptions struct {
+	Data string
+	// Source is drained first; nil when there is none to drain.
+	Source incremental.Source
+	// Exec is given to the shell at the end, to start ZEO. It runs again when promote does, so it should not mind.
+	Exec string
+	// Wait is how long to wait for the lock of Data.fs; 0 is DefaultWait.
+	Wait time.Duration
+	Tell func(context.Context, incremental.Answer) error
+	Log  *slog.Logger
+	Now  func() time.Time
+
+	crash func(point string)
+}
+
+// DefaultWait is how long promote waits for a watch to step aside.
+const DefaultWait = 30 * time.Second
+
+// PromoteResult says what the node is now.
+type PromoteResult struct {
+	Data     string          `json:"data"`
+	Lineage  string          `json:"lineage"`
+	Epoch    int             `json:"epoch"`
+	Position int64           `json:"position"`
+	LastTID  filestorage.TID `json:"last_tid"`
+	LastTime time.Time       `json:"last_time"`
+	// Applied counts the increments that this run applied before.
+	Applied int       `json:"applied"`
+	Already bool      `json:"already"` // it had been promoted before
+	Missing []Missing `json:"missing"` // what is known not to have been applied
+}
+
+// Promote makes a standby the master: it applies everything that is complete, writes the index, raises the epoch and
+// sets the role durably, releases the lock and runs Exec. A running watch steps aside. It is idempotent; a crash at
+// any point leaves a standby or a promoted node.
+//
+// That the source cannot be read, or holds increments that cannot be applied, does not hinder it: they are among
+// Missing.
+func Promote(ctx context.Context, o PromoteOptions) (PromoteResult, error) {
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
+	if o.Now == nil {
+		o.Now = time.Now
+	}
+	if o.Wait == 0 {
+		o.Wait = DefaultWait
+	}
+	st, ok, err := ReadState(o.Data)
+	if err != nil {
+		return PromoteResult{}, err
+	}
+	if ok && st.Role == Promoted {
+		res := promoted(o.Data, st)
+		res.Already = true
+		return res, o.run(ctx)
+	}
+	if !ok && o.Source == nil {
+		return PromoteResult{}, fault.New(nil, "%s is no standby: there is no %s", o.Data, statePath(o.Data)).
+			Keeping("nothing was changed").
+			Remedy("name the repository that it was made from, so that it can be compared: zodbrepl promote --data %s --from DIR", o.Data)
+	}
+	res, err := o.promote(ctx)
+	if err != nil {
+		return res, err
+	}
+	return res, o.run(ctx)
+}
+
+func (o PromoteOptions) promote(ctx context.Context) (res PromoteResult, err error) {
+	deadline := o.Now().Add(o.Wait)
+	intent, err := retryLock(ctx, deadline, func() (*incremental.Lock, error) { return announcePromotion(o.Data) })
+	if err != nil {
+		return res, err
+	}
+	defer intent.Close()
+	s := &standby{data: o.Data, log: o.Log, now: o.Now, crash: o.crash}
+	_, err = retryLock(ctx, deadline, func() (struct{}, error) {
+		return struct{}{}, openStandby(ctx, s, func() (*incremental.Repository, error) { return incremental.Open(ctx, o.Source) })
+	})
+	if err != nil {
+		return res, err
+	}
+	defer func() { err = errors.Join(err, s.close()) }()
+
+	applied, missing, epoch, err := o.drain(ctx, s)
+	if err != nil {
+		return res, err
+	}
+	if s.file == nil || s.state.Applied.Position == 0 {
+		return res, fault.New(fault.Gap, "%s holds nothing yet: no full has been applied", o.Data).
+			Keeping("nothing was changed").Remedy("recover it from a repository: zodbrepl recover")
+	}
+	if err := s.saveIndex(ctx); err != nil {
+		return res, err
+	}
+	s.at("indexed")
+	st := s.state
+	st.Role, st.Epoch = Promoted, max(st.Epoch, epoch)+1
+	host, err := os.Hostname()
+	if err != nil {
+		return res, err
+	}
+	st.Promotion = &Promotion{Time: o.Now().UTC(), Host: host, LastTID: st.Applied.LastTID, Missing: missing}
+	st.Condition = Condition{Name: string(Promoted), Since: o.Now().UTC()}
+	if err := st.write(s.data); err != nil {
+		return res, err
+	}
+	s.state = st
+	s.at("promoted")
+	if o.Tell != nil {
+		a := answerOf(o.Data, st)
+		a.Updated = o.Now().UTC()
+		if err := o.Tell(ctx, a); err != nil {
+			o.Log.Warn("the source could not be told of the promotion: its master will learn it from the first backup of this host", "source", o.Source, "cause", err)
+		}
+	}
+	if err := durable.Remove(o.Data + promoteExt); err != nil {
+		return res, err
+	}
+	res = promoted(o.Data, st)
+	res.Applied = applied
+	return res, nil
+}
+
+// drain applies what is complete. What cannot be applied is returned as missing, and the highest epoch that was seen.
+func (o PromoteOptions) drain(ctx context.Context, s *standby) (applied int, missing []Missing, epoch int, err error) {
+	missing = []Missing{}
+	if o.Source == nil {
+		return 0, missing, 0, nil
+	}
+	applied, err = s.catchUp(ctx, o.Source)
+	var source *sourceError
+	switch {
+	case ctx.Err() != nil:
+		return applied, missing, 0, ctx.Err()
+	case errors.As(err, &source):
+		o.Log.Warn("the source could not be read: what it holds beyond this position is not applied", "cause", err)
+		return applied, append(missing, Missing{Why: err.Error()}), 0, nil
+	case errors.Is(err, fault.Gap), errors.Is(err, fault.Unverified), errors.Is(err, fault.Refused):
+		missing = append(missing, Missing{Why: err.Error()})
+	case err != nil:
+		return applied, missing, 0, err
+	}
+	repo, err := incremental.Open(ctx, o.Source)
+	if err != nil {
+		return applied, append(missing, Missing{Why: err.Error()}), 0, nil
+	}
+	ms, problems, err := repo.Manifests(ctx)
+	if err != nil {
+		return applied, missing, 0, err
+	}
+	for _, m := range ms {
+		epoch = max(epoch, m.Epoch)
+		if m.Stamp > s.state.Applied.Stamp {
+			missing = append(missing, Missing{Increment: m.File, LastTID: m.LastTID, Why: "not applied"})
+		}
+	}
+	for _, p := range problems {
+		if _, ok := incremental.StampOfManifest(p.File); ok && p.File > incremental.ManifestName(s.state.Applied.Stamp) {
+			missing = append(missing, Missing{Increment: p.File, Why: p.Err.Error()})
+		}
+	}
+	return applied, missing, epoch, nil
+}
+
+// retryLock tries to get what another process holds until the deadline.
+func retryLock[T any](ctx context.Context, deadline time.Time, get func() (T, error)) (T, error) {
+	for {
+		got, err := get()
+		if err == nil || !errors.Is(err, fault.Busy) || time.Now().After(deadline) {
+			return got, err
+		}
+		select {
+		case <-ctx.Done():
+			return got, ctx.Err()
+		case <-time.After(rolePoll / 2):
+		}
+	}
+}
+
+func promoted(data string, st State) PromoteResult {
+	res := PromoteResult{Data: data, Lineage: st.Lineage, Epoch: st.Epoch, Position: st.Applied.Position,
+		LastTID: st.Applied.LastTID, LastTime: st.Applied.LastTID.Time(), Missing: []Missing{}}
+	if st.Promotion != nil {
+		res.Missing = append(res.Missing, st.Promotion.Missing...)
+	}
+	return res
+}
+
+// run starts what the operator asked for.
+func (o PromoteOptions) run(ctx context.Context) error {
+	if o.Exec == "" {
+		return nil
+	}
+	cmd := exec.CommandContext(ctx, "/bin/sh", "-c", o.Exec)
+	cmd.Env = append(os.Environ(), "ZODBREPL_DATA="+o.Data)
+	cmd.Stdout, cmd.Stderr = os.Stderr, os.Stderr // stdout is for the result
+	if err := cmd.Run(); err != nil {
+		return fault.New(nil, "%s is promoted, but the command failed: %s", o.Data, o.Exec).Because(err).
+			Keeping("the promotion stands").Remedy("start the ZEO server by hand")
+	}
+	return nil
+}

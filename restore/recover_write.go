@@ -1,0 +1,282 @@
+package restore
+
+import (
+	"context"
+	"errors"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+
+	"zodbrepl/filestorage"
+	"zodbrepl/incremental"
+	"zodbrepl/internal/durable"
+	"zodbrepl/internal/fault"
+)
+
+// copyTo decodes the increments from the first on, up to the moment, into out, and checks all that it reads. skip
+// bytes at the beginning are checked to be there already and not written.
+func (r *recovery) copyTo(ctx context.Context, out io.Writer, index *filestorage.Index) (filestorage.Extent, error) {
+	total := r.increments[len(r.increments)-1].End
+	check := filestorage.NewChecker(r.Source.String(), 0)
+	check.StopAfter = r.At.TID
+	check.OnRecord = func(rec filestorage.Record, _ []byte) error {
+		index.Set(rec.OID, rec.Pos)
+		return nil
+	}
+	cut := &cutter{check: check, out: out, tell: r.Progress, total: total}
+	for _, inc := range r.increments {
+		if err := r.repo.Copy(ctx, inc, cut); err != nil {
+			if cut.err != nil {
+				return check.Extent(), cut.err
+			}
+			return check.Extent(), fault.New(nil, "recover").Because(err).Keeping("the output is as it was")
+		}
+	}
+	if err := check.Close(); err != nil {
+		return check.Extent(), err
+	}
+	return check.Extent(), nil
+}
+
+// cutter passes on only what belongs to transactions up to the moment.
+type cutter struct {
+	check *filestorage.Checker
+	out   io.Writer
+	held  []byte // the start of a transaction's header, whose tid is not known yet
+	pos   int64  // of the next byte to pass on
+	tell  incremental.Progress
+	read  int64
+	total int64
+	err   error // of out
+}
+
+func (c *cutter) Write(p []byte) (int, error) {
+	if _, err := c.check.Write(p); err != nil {
+		return 0, err
+	}
+	c.read += int64(len(p))
+	c.tell(c.read, c.total)
+	known := p
+	if len(c.held) > 0 {
+		known = append(c.held, p...)
+	}
+	n := max(0, min(int64(len(known)), c.check.Accepted()-c.pos))
+	if _, err := c.out.Write(known[:n]); err != nil {
+		c.err = err
+		return 0, err
+	}
+	c.pos += n
+	c.held = nil
+	if !c.check.Stopped() {
+		c.held = append(c.held, known[n:]...)
+	}
+	return len(p), nil
+}
+
+func (r *recovery) took(ext filestorage.Extent) {
+	r.res.Size, r.res.Transactions = ext.End, ext.Transactions
+	r.res.LastTID = ext.Last
+	if ext.Last != 0 {
+		r.res.LastTime = ext.Last.Time()
+	}
+}
+
+func (r *recovery) stream(ctx context.Context) error {
+	ext, err := r.copyTo(ctx, r.Stdout, &filestorage.Index{})
+	r.took(ext)
+	if err != nil {
+		return fault.New(nil, "what was written to the standard output is not whole").Because(err).Remedy("throw it away")
+	}
+	return nil
+}
+
+// file makes or extends the output. What a crash leaves at each point:
+//
+//	while it is built       <output>.tmp, and the old output
+//	before the last rename  the same, the old output without its index
+//	after it                the new output; its index perhaps as <output>.index.tmp only: FileStorage scans then
+//
+// When an earlier recovery is appended to, a crash leaves it with a part of what was to come behind it, which
+// FileStorage cuts to whole transactions and the next recovery goes on from.
+func (r *recovery) file(ctx context.Context) error {
+	if err := r.refuseOutput(); err != nil {
+		return err
+	}
+	lock, err := filestorage.AcquireLock(r.Output)
+	if err != nil {
+		var locked *filestorage.LockedError
+		if errors.As(err, &locked) {
+			return fault.New(fault.Busy, "%s is locked by process %d: a server is running on it", r.Output, locked.PID).Because(err).
+				Keeping("it was not touched").Remedy("stop that server, or recover to another name")
+		}
+		return fault.New(nil, "output %s", r.Output).Because(err).Keeping("nothing was written")
+	}
+	defer lock.Release()
+	if ok, err := r.extend(ctx); ok || err != nil {
+		return err
+	}
+	return r.build(ctx)
+}
+
+func (r *recovery) refuseOutput() error {
+	fi, err := os.Lstat(r.Output)
+	switch {
+	case err == nil && !fi.Mode().IsRegular():
+		return fault.New(nil, "output %s is not a regular file", r.Output).Keeping("nothing was written").Remedy("give the path of a Data.fs to make")
+	case err != nil && !errors.Is(err, fs.ErrNotExist):
+		return err
+	}
+	if dir, ok := r.Source.(interface{ Path(string) string }); ok {
+		in, err1 := os.Stat(dir.Path("."))
+		out, err2 := os.Stat(filepath.Dir(r.Output))
+		if err1 == nil && err2 == nil && os.SameFile(in, out) {
+			return fault.New(fault.Usage, "output %s lies in the repository itself", r.Output).Keeping("nothing was written").
+				Remedy("recover to another directory")
+		}
+	}
+	st, ok, err := ReadState(r.Output)
+	if err != nil || !ok || st.Role == Promoted {
+		return err
+	}
+	return fault.New(fault.Refused, "%s is a standby (%s)", r.Output, statePath(r.Output)).
+		Keeping("it was not touched").Remedy("recover to another name; or move the state file away, if it is no standby any more")
+}
+
+func (r *recovery) build(ctx context.Context) (err error) {
+	tmp := r.Output + durable.TempSuffix
+	f, err := durable.Create(tmp, 0o666)
+	if err != nil {
+		return r.unwritable(err)
+	}
+	defer func() {
+		f.Close()
+		if err != nil {
+			os.Remove(tmp)
+			os.Remove(r.indexTemp())
+		}
+	}()
+	index := &filestorage.Index{}
+	out := &stageWriter{w: f}
+	ext, err := r.copyTo(ctx, out, index)
+	if out.err != nil {
+		return r.unwritable(out.err)
+	}
+	if err != nil {
+		return err
+	}
+	if old, serr := os.Stat(r.Output); serr == nil {
+		chownLike(f, old)
+		if err := f.Chmod(old.Mode().Perm()); err != nil {
+			return r.unwritable(err)
+		}
+	}
+	if err := f.Sync(); err != nil {
+		return r.unwritable(err)
+	}
+	if err := r.stageIndex(index, ext.End); err != nil {
+		return err
+	}
+	r.crash("built")
+	// The old index must not meet the new file: FileStorage looks at a few records only before it trusts it.
+	if err := durable.Remove(r.Output + ".index"); err != nil {
+		return r.unwritable(err)
+	}
+	r.crash("unindexed")
+	if err := durable.Rename(tmp, r.Output); err != nil {
+		return r.unwritable(err)
+	}
+	r.crash("renamed")
+	r.took(ext)
+	return durable.Rename(r.indexTemp(), r.Output+".index")
+}
+
+func (r *recovery) indexTemp() string { return r.Output + ".index" + durable.TempSuffix }
+
+func (r *recovery) stageIndex(index *filestorage.Index, end int64) error {
+	f, err := durable.Create(r.indexTemp(), 0o666)
+	if err != nil {
+		return r.unwritable(err)
+	}
+	defer f.Close()
+	if err := filestorage.WriteIndex(f, index, end); err != nil {
+		return r.unwritable(err)
+	}
+	if err := f.Sync(); err != nil {
+		return r.unwritable(err)
+	}
+	return nil
+}
+
+// extend appends to an earlier recovery. ok is false when there is none, or it is no prefix of what is wanted.
+func (r *recovery) extend(ctx context.Context) (ok bool, err error) {
+	f, err := os.OpenFile(r.Output, os.O_RDWR, 0)
+	if err != nil {
+		return false, nil //nolint:nilerr // there is none, or none that can be appended to: it is built anew
+	}
+	defer f.Close()
+	fi, err := f.Stat()
+	if err != nil || fi.Size() == 0 {
+		return false, err
+	}
+	old := fi.Size()
+	r.Log.Info("comparing an earlier recovery with the repository", "storage", r.Output, "bytes", old)
+	index := &filestorage.Index{}
+	out := &extender{f: f, old: old}
+	ext, err := r.copyTo(ctx, out, index)
+	switch {
+	case out.differs || err == nil && ext.End < old:
+		return false, nil
+	case err != nil:
+		// Back to what it was: nothing before old was written.
+		return true, errors.Join(err, f.Truncate(old), f.Sync())
+	}
+	if err := f.Sync(); err != nil {
+		return true, errors.Join(r.unwritable(err), f.Truncate(old))
+	}
+	r.crash("extended")
+	r.took(ext)
+	r.res.Appended = ext.End - old
+	if err := filestorage.SaveIndex(r.Output+".index", index, ext.End); err != nil {
+		return true, r.unwritable(err)
+	}
+	return true, nil
+}
+
+// extender compares what is written to it with a file's first bytes and appends the rest.
+type extender struct {
+	f       *os.File
+	old     int64 // bytes that were there
+	pos     int64
+	buf     []byte
+	differs bool
+}
+
+var errDiffers = errors.New("not the beginning of what is recovered")
+
+func (e *extender) Write(p []byte) (int, error) {
+	n := len(p)
+	if there := min(int64(n), e.old-e.pos); there > 0 {
+		c := comparer{r: e.f, pos: e.pos, end: e.old, buf: e.buf, same: true}
+		c.Write(p[:there])
+		e.buf = c.buf
+		if c.err != nil || !c.same {
+			e.differs = true
+			return 0, errDiffers
+		}
+		e.pos += there
+		p = p[there:]
+	}
+	if len(p) > 0 {
+		if _, err := e.f.WriteAt(p, e.pos); err != nil {
+			return 0, err
+		}
+		e.pos += int64(len(p))
+	}
+	return n, nil
+}
+
+func (r *recovery) unwritable(err error) error {
+	return fault.New(nil, "writing %s", r.Output).Because(err).Keeping("the old output is as it was").
+		Remedy("see to the disk (space, rights, errors), then recover again")
+}

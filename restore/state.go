@@ -1,0 +1,175 @@
+package restore
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+
+	"io/fs"
+	"os"
+	"time"
+
+	"zodbrepl/filestorage"
+	"zodbrepl/incremental"
+	"zodbrepl/internal/durable"
+	"zodbrepl/internal/fault"
+)
+
+// Role is what a host is for one Data.fs.
+type Role string
+
+// The roles that a state file records. A master that never was a standby has no state file.
+const (
+	Standby  Role = "standby"
+	Promoted Role = "promoted"
+)
+
+const (
+	stateExt    = ".zodbrepl"         // Data.fs.zodbrepl: the state
+	stageExt    = ".zodbrepl-full"    // Data.fs.zodbrepl-full: a full that is being built
+	promoteExt  = ".zodbrepl-promote" // flock'ed by a promotion, so that a running watch steps aside
+	stateFormat = 1
+)
+
+// State is what a standby knows of itself: the JSON file Data.fs.zodbrepl. It is replaced atomically, and only
+// after what it claims is durable.
+type State struct {
+	Format  int     `json:"format"`
+	Lineage string  `json:"lineage"`
+	Epoch   int     `json:"epoch"`
+	Role    Role    `json:"role"`
+	Source  string  `json:"source"` // the repository that was followed last
+	Applied Applied `json:"applied"`
+	// Next is what is being applied: a run that died may have done a part of it.
+	Next *Applied `json:"next,omitempty"`
+	// Condition is how following stands; Since when.
+	Condition Condition  `json:"condition"`
+	Promotion *Promotion `json:"promotion,omitempty"`
+}
+
+// Applied is a place in a chain: Data.fs holds the chain up to Position.
+type Applied struct {
+	Chain    incremental.Stamp `json:"chain"`
+	Stamp    incremental.Stamp `json:"stamp"` // of the increment that ends there
+	Position int64             `json:"position"`
+	LastTID  filestorage.TID   `json:"last_tid"`
+	Tail     incremental.Proof `json:"tail"`
+	Time     time.Time         `json:"time"` // when it was applied
+	// Whole: Data.fs as a whole is replaced, by a full; otherwise it is appended to.
+	Whole bool `json:"whole,omitempty"`
+}
+
+// Condition names how following the source stands. Name is "current" when there is nothing left to apply.
+type Condition struct {
+	Name    string    `json:"name"`
+	Message string    `json:"message,omitempty"`
+	Next    string    `json:"next,omitempty"` // the remedy
+	Since   time.Time `json:"since"`
+}
+
+// Promotion is what promote recorded.
+type Promotion struct {
+	Time    time.Time       `json:"time"`
+	Host    string          `json:"host"`
+	LastTID filestorage.TID `json:"last_tid"`
+	Missing []Missing       `json:"missing"` // what is known not to have been applied
+}
+
+// Missing is an increment that could not be applied, or a source that could not be read, and why.
+type Missing struct {
+	Increment string          `json:"increment,omitempty"`
+	LastTID   filestorage.TID `json:"last_tid"` // 0 when not known
+	Why       string          `json:"why"`
+}
+
+func statePath(data string) string { return data + stateExt }
+
+// ReadState returns the state beside the Data.fs at the path data. ok is false when there is none.
+func ReadState(data string) (s State, ok bool, err error) {
+	b, err := os.ReadFile(statePath(data))
+	if errors.Is(err, fs.ErrNotExist) {
+		return s, false, nil
+	}
+	if err != nil {
+		return s, false, err
+	}
+	dec := json.NewDecoder(bytes.NewReader(b))
+	if err = dec.Decode(&s); err == nil {
+		err = s.validate()
+	}
+	if err != nil {
+		return s, false, fault.New(nil, "state file %s", statePath(data)).Because(err).
+			Keeping("Data.fs was not touched").
+			Remedy("if this host is to be a standby, move the state file away and start watch: it adopts a Data.fs that is a verified prefix of the chain")
+	}
+	return s, true, nil
+}
+
+func (s State) validate() error {
+	switch {
+	case s.Format != stateFormat:
+		return fmt.Errorf("format %d, this program knows %d", s.Format, stateFormat)
+	case s.Role != Standby && s.Role != Promoted:
+		return fmt.Errorf("unknown role %q", s.Role)
+	case s.Lineage == "" || s.Epoch < 1:
+		return fmt.Errorf("no lineage and epoch")
+	case s.Applied.Position < 0 || s.Applied.Tail.Size != min(s.Applied.Position, incremental.TailSize):
+		return fmt.Errorf("position %d with a tail proof of %d bytes", s.Applied.Position, s.Applied.Tail.Size)
+	}
+	return nil
+}
+
+// write replaces the state file, durably.
+func (s State) write(data string) error {
+	s.Format = stateFormat
+	b, err := json.MarshalIndent(s, "", "  ")
+	if err != nil {
+		return err
+	}
+	if err := durable.WriteFile(statePath(data), append(b, '\n'), 0o644); err != nil {
+		return fmt.Errorf("state file: %w", err)
+	}
+	return nil
+}
+
+// holds says whether the file is, up to its position, what a says: it is long enough, the last transaction ends
+// there, and so do the bytes of the tail proof.
+func (a Applied) holds(f *filestorage.File) (bool, error) {
+	size, err := f.Size()
+	if err != nil || size < a.Position {
+		return false, err
+	}
+	if a.LastTID != 0 {
+		t, ok, err := f.LastBefore(a.Position)
+		if err != nil || !ok || t.TID != a.LastTID {
+			return false, err
+		}
+	}
+	return a.Tail.Holds(f, a.Position)
+}
+
+// MasterOf returns the lineage and epoch that a backup of the Data.fs at the path data is made in: those of a
+// promoted node, "" and 0 for a master that never was a standby. It refuses for a standby.
+func MasterOf(data string) (lineage string, epoch int, err error) {
+	s, ok, err := ReadState(data)
+	switch {
+	case err != nil || !ok:
+		return "", 0, err
+	case s.Role == Promoted:
+		return s.Lineage, s.Epoch, nil
+	}
+	return "", 0, fault.New(fault.Refused, "%s is a standby (%s): only a master is backed up", data, statePath(data)).
+		Keeping("nothing was written").
+		Remedy("back up the master; or, if it is lost, make this host the master: zodbrepl promote --data %s", data)
+}
+
+// Backup is incremental.Backup for this host: in the lineage and epoch of a promoted node, refused on a standby.
+func Backup(ctx context.Context, o incremental.BackupOptions) (incremental.BackupResult, error) {
+	var err error
+	if o.Lineage, o.Epoch, err = MasterOf(o.Data); err != nil {
+		return incremental.BackupResult{}, err
+	}
+	return incremental.Backup(ctx, o)
+}

@@ -1,0 +1,132 @@
+package restore
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"zodbrepl/filestorage"
+	"zodbrepl/incremental"
+	"zodbrepl/internal/fault"
+)
+
+// StatusOptions says what to look at. Data is required; Source is what the standby follows, nil for none.
+type StatusOptions struct {
+	Data   string
+	Source incremental.Source
+}
+
+// Status is how a node stands. It is read, not locked: a watch may be moving on meanwhile.
+type Status struct {
+	Data         string            `json:"data"`
+	Role         string            `json:"role"` // "standby", "promoted", or "none" without a state file
+	Lineage      string            `json:"lineage,omitempty"`
+	Epoch        int               `json:"epoch,omitempty"`
+	Chain        incremental.Stamp `json:"chain,omitempty"`
+	Stamp        incremental.Stamp `json:"stamp,omitempty"`
+	Position     int64             `json:"position"`
+	LastTID      filestorage.TID   `json:"last_tid"`
+	LastTime     time.Time         `json:"last_time"`
+	Applied      time.Time         `json:"applied"`
+	Size         int64             `json:"size"` // of Data.fs now
+	Condition    Condition         `json:"condition"`
+	LockedBy     int               `json:"locked_by"` // pid that holds the lock of Data.fs; 0: nobody
+	Pending      int               `json:"pending"`   // increments in the source that can be applied
+	PendingBytes int64             `json:"pending_bytes"`
+	NewestTID    filestorage.TID   `json:"newest_tid"` // in the source; 0 when it was not looked at
+	Promotion    *Promotion        `json:"promotion,omitempty"`
+}
+
+// ReadStatus looks at a node and, when it is given, at the source that it follows. It changes nothing.
+func ReadStatus(ctx context.Context, o StatusOptions) (Status, error) {
+	s := Status{Data: o.Data, Role: "none"}
+	st, ok, err := ReadState(o.Data)
+	if err != nil {
+		return s, err
+	}
+	f, closer, err := filestorage.Open(o.Data)
+	if err == nil {
+		defer closer.Close()
+		if s.Size, err = f.Size(); err != nil {
+			return s, err
+		}
+	} else if !ok {
+		return s, fault.New(nil, "neither a Data.fs nor a state file").Because(err).Remedy("check the path given with --data")
+	}
+	if s.LockedBy, _, err = filestorage.LockHolder(o.Data); err != nil {
+		return s, err
+	}
+	if !ok {
+		s.Condition = Condition{Name: "none", Message: "no state file: a master, or not a node of zodbrepl"}
+		return s, nil
+	}
+	s.Role, s.Lineage, s.Epoch, s.Condition, s.Promotion = string(st.Role), st.Lineage, st.Epoch, st.Condition, st.Promotion
+	s.Chain, s.Stamp, s.Position = st.Applied.Chain, st.Applied.Stamp, st.Applied.Position
+	s.LastTID, s.LastTime, s.Applied = st.Applied.LastTID, st.Applied.LastTID.Time(), st.Applied.Time
+	if st.Role == Promoted {
+		return s, nil
+	}
+	if err := s.compare(f, st); err != nil {
+		return s, err
+	}
+	if o.Source != nil && s.Condition.Name != conditionDiverged {
+		s.look(ctx, o.Source, st)
+	}
+	return s, nil
+}
+
+// compare says whether Data.fs is what the state says.
+func (s *Status) compare(f *filestorage.File, st State) error {
+	why := ""
+	switch {
+	case st.Applied.Position == 0 || st.Next != nil:
+		return nil // nothing applied yet, or in the middle of it
+	case f == nil:
+		why = "it is missing"
+	case s.Size != st.Applied.Position:
+		why = fmt.Sprintf("it has %d bytes, not %d", s.Size, st.Applied.Position)
+	default:
+		holds, err := st.Applied.holds(f)
+		if err != nil {
+			return err
+		}
+		if !holds {
+			why = fmt.Sprintf("its bytes before position %d are not those that were applied", st.Applied.Position)
+		}
+	}
+	if why == "" {
+		return nil
+	}
+	if again, _, err := ReadState(s.Data); err == nil && again.Applied != st.Applied {
+		return nil // a watch went on between the two looks
+	}
+	err := (&standby{data: s.Data, state: st}).diverged(why)
+	s.Condition = conditionOf(err)
+	return nil
+}
+
+// look compares the state with the source.
+func (s *Status) look(ctx context.Context, src incremental.Source, st State) {
+	repo, err := incremental.Open(ctx, src)
+	if err != nil {
+		s.Condition = conditionOf(&sourceError{err})
+		return
+	}
+	p, err := planFor(ctx, repo, st)
+	for _, m := range p.steps {
+		s.Pending++
+		s.PendingBytes += m.End - m.Start
+	}
+	s.NewestTID = st.Applied.LastTID
+	if p.head != nil {
+		s.NewestTID = p.head.LastTID
+	}
+	err = errors.Join(err, p.blocked, p.stale)
+	switch recorded := s.Condition.Name; {
+	case err != nil:
+		s.Condition = conditionOf(err)
+	case s.Pending > 0 && (recorded == conditionCurrent || recorded == ""):
+		s.Condition = Condition{Name: "behind", Message: fmt.Sprintf("%d increments are to be applied", s.Pending), Since: s.Condition.Since}
+	}
+}
