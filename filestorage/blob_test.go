@@ -3,6 +3,7 @@ package filestorage
 import (
 	"bytes"
 	"compress/zlib"
+	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -44,6 +45,7 @@ var blobRecords = []struct {
 	{"a later protocol's number is none", "\x80\x05cZODB.blob\nBlob\n.", false},
 	{"carriage returns are none", "cZODB.blob\r\nBlob\r\n.", false},
 	{"text is none", "ZODB.blob", false},
+	{"a class whose end is not in the head is none here", "cZODB.blob\nBlob\np" + strings.Repeat("0", HeadSize) + "\n.", false},
 	// Not as ZODB: no pickler writes these.
 	{"a class after other opcodes is none here", "N0cZODB.blob\nBlob\n.", false},
 	{"a class duplicated is none here", "cZODB.blob\nBlob\n2.", false},

@@ -208,7 +208,9 @@ func FuzzParseTID(f *testing.F) {
 		if back, err := ParseTID(tid.String()); err != nil || back != tid {
 			t.Fatal(back, err)
 		}
-		if at := tid.Time(); TIDFromTime(at) > tid || tid-TIDFromTime(at) > 1 && uint64(tid)>>32 == uint64(TIDFromTime(at))>>32 {
+		if at := tid.Time(); int(tid>>32)/60/24%31+1 != at.Day() {
+			return // the 31st of a month of 30 days
+		} else if TIDFromTime(at) > tid || tid-TIDFromTime(at) > 1 && uint64(tid)>>32 == uint64(TIDFromTime(at))>>32 {
 			t.Fatal(tid, at, TIDFromTime(at))
 		}
 	})

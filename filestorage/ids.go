@@ -71,7 +71,8 @@ func (o *OID) UnmarshalText(b []byte) (err error) {
 
 const minute = uint64(time.Minute)
 
-// Time returns the moment that the tid encodes, in UTC, to the nanosecond below.
+// Time returns the moment that the tid encodes, in UTC, to the nanosecond below. A tid can encode the 31st of a month
+// that has fewer days; no clock makes such tids, and like ZODB's their time is one of the next month.
 func (t TID) Time() time.Time {
 	v := int(t >> 32)
 	mins, v := v%60, v/60
@@ -103,11 +104,15 @@ func LastTIDBefore(t time.Time) TID {
 	}
 	hi, lo := bits.Mul64(nanos, 1<<32)
 	low, rest := bits.Div64(hi, lo, minute)
-	tid := TID(uint64(high)<<32 | low)
-	if rest == 0 && tid > 0 {
-		tid-- // encodes t itself
+	if rest == 0 { // it encodes t itself
+		if low == 0 { // the one before may be of the 31st of a month without one
+			if high, _, clamped = splitTime(t.Add(-time.Minute)); high < 0 {
+				return clamped
+			}
+		}
+		low = uint64(uint32(low - 1))
 	}
-	return tid
+	return TID(uint64(high)<<32 | low)
 }
 
 func splitTime(t time.Time) (high int64, nanos uint64, clamped TID) {

@@ -16,7 +16,7 @@ import (
 //	          +- off 0 1 2 ..  pos 4011 ..
 //
 // That is 12 bytes an object when the oids come in order, as they do when ZODB hands them out or an index file is
-// read, and about 18 when they come in any order; however far apart they are, unless there are fewer than some dozen
+// read, and about 16 when they come in any order; however far apart they are, unless there are fewer than some dozen
 // in a range of 2^32.
 type Index struct {
 	first  []OID

@@ -8,6 +8,9 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"strings"
+
+	"zodbrepl/internal/durable"
 )
 
 // An index file, Data.fs.index, is a run of pickles (ZODB: fsIndex.save). Everything that FileStorage has
@@ -238,29 +241,19 @@ func SaveIndex(path string, x *Index, pos int64) (err error) {
 	}()
 	err = WriteIndex(f, x, pos)
 	if err == nil {
+		err = durable.OwnLike(f, strings.TrimSuffix(path, ".index"), filepath.Dir(path))
+	}
+	if err == nil {
 		err = f.Sync()
 	}
 	if cerr := f.Close(); err == nil {
 		err = cerr
 	}
 	if err == nil {
-		err = os.Rename(tmp, path)
-	}
-	if err == nil {
-		err = syncDir(filepath.Dir(path))
+		err = durable.Rename(tmp, path)
 	}
 	if err != nil {
 		return fmt.Errorf("saving the index %s: %w", path, err)
 	}
 	return nil
-}
-
-// syncDir makes the names in a directory durable.
-func syncDir(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	defer d.Close()
-	return d.Sync()
 }

@@ -3,9 +3,6 @@ package filestorage
 import (
 	"bufio"
 	"bytes"
-	"context"
-	"errors"
-	"fmt"
 	"io"
 	"io/fs"
 	"maps"
@@ -86,6 +83,7 @@ func TestWhatIsNoIndexIsRefused(t *testing.T) {
 		"a bucket of a forged length":          {goodPos + "C\x06\x00\x00\x00\x00\x00\x00B\xff\xff\xff\xff\x86.", "more than an index has"},
 		"a bucket twice":                       {goodPos + goodBucket + goodBucket + goodEnd, "not in order"},
 		"oids not in order":                    {goodPos + "C\x06\x00\x00\x00\x00\x00\x00C\x10\x00\x02\x00\x01\x00\x00\x00\x00\x00\x34\x00\x00\x00\x00\x00\x34\x86." + goodEnd, "not in order"},
+		"an oid twice in a bucket":             {goodPos + "C\x06\x00\x00\x00\x00\x00\x00C\x10\x00\x01\x00\x01\x00\x00\x00\x00\x00\x34\x00\x00\x00\x00\x00\x34\x86." + goodEnd, "not in order"},
 		"a position of an object at the end":   {goodPos + strings.Replace(goodBucket, "\x34", "\xc8", 1) + goodEnd, "is at 200"},
 		"a position of an object in the magic": {goodPos + strings.Replace(goodBucket, "\x34", "\x03", 1) + goodEnd, "is at 3"},
 		"a pair without its end":               {goodPos + strings.Replace(goodBucket, "\x86.", "\x87.", 1), "where a pair ends"},
@@ -144,6 +142,22 @@ func TestAnIndexCutAnywhereIsRefused(t *testing.T) {
 	}
 	_, _, err := ReadIndex(iotest.OneByteReader(strings.NewReader(whole)), "Data.fs.index")
 	require.NoError(t, err)
+}
+
+// The bytes are those of fsIndex.save in ZODB 6.4.
+func TestPositionsArePickledAsPythonDoes(t *testing.T) {
+	for pos, want := range map[int64]string{
+		4: "K\x04", 255: "K\xff", 256: "M\x00\x01", 300: "M\x2c\x01", 65535: "M\xff\xff", 70000: "Jp\x11\x01\x00",
+		1<<31 - 1: "J\xff\xff\xff\x7f", 1 << 31: "\x8a\x05\x00\x00\x00\x80\x00", 1 << 32: "\x8a\x05\x00\x00\x00\x00\x01",
+		1 << 40: "\x8a\x06\x00\x00\x00\x00\x00\x01", 1 << 47: "\x8a\x07\x00\x00\x00\x00\x00\x80\x00",
+	} {
+		var b bytes.Buffer
+		require.NoError(t, WriteIndex(&b, &Index{}, pos))
+		require.Equal(t, "\x80\x03"+want+"."+goodEnd, b.String(), "%d", pos)
+		_, got, err := ReadIndex(&b, "Data.fs.index")
+		require.NoError(t, err)
+		require.Equal(t, pos, got)
+	}
 }
 
 func TestPositionsThatDoNotFitAreNotWritten(t *testing.T) {
@@ -208,163 +222,4 @@ func TestSaveIndex(t *testing.T) {
 	require.Error(t, SaveIndex(path, x, 200), "a directory is in the way")
 	require.Equal(t, []string{"Data.fs.index"}, names())
 	require.ErrorIs(t, SaveIndex(filepath.Join(dir, "no", "Data.fs.index"), x, 200), fs.ErrNotExist)
-}
-
-func TestExtendIndex(t *testing.T) {
-	for seed := range uint64(10) {
-		b := randomFile(seed, 60)
-		f := b.file(t)
-		x := &Index{}
-		n, err := f.ExtendIndex(context.Background(), x, MagicSize, b.ends[20], nil)
-		require.NoError(t, err)
-		require.Zero(t, n)
-		var told []int64
-		n, err = f.ExtendIndex(context.Background(), x, b.ends[20], b.ends[59], func(pos int64) { told = append(told, pos) })
-		require.NoError(t, err)
-		require.Zero(t, n)
-		require.Equal(t, []int64{b.ends[59]}, told)
-		requireSame(t, b.index, x)
-	}
-	b := sample()
-	_, err := b.file(t).ExtendIndex(context.Background(), &Index{}, MagicSize, b.ends[2]-1, nil)
-	var corrupt *CorruptError
-	require.ErrorAs(t, err, &corrupt, "an end that is no boundary")
-	_, err = b.file(t).ExtendIndex(context.Background(), &Index{}, MagicSize, b.ends[5]+40, nil)
-	var shrunk *ShrunkError
-	require.ErrorAs(t, err, &shrunk, "an end beyond the file")
-	ctx, cancel := context.WithCancel(context.Background())
-	cancel()
-	_, err = b.file(t).ExtendIndex(ctx, &Index{}, MagicSize, b.ends[5], nil)
-	require.ErrorIs(t, err, context.Canceled)
-}
-
-func TestExtendIndexCountsPreviousRecordsThatAreNot(t *testing.T) {
-	b := newBuilder()
-	b.txn('p', "", obj{oid: 1, data: []byte("x")})
-	b.index[1] = 0
-	b.txn('p', "", obj{oid: 1, data: []byte("a pack drops these pointers")})
-	b.index[1] = 0
-	b.txn(' ', "", obj{oid: 1, data: []byte("nothing else may")})
-	b.index[1] = 30
-	b.txn(' ', "", obj{oid: 1, data: []byte("nor mistake them")})
-	b.txn('p', "", obj{oid: 1, data: []byte("fine")}, obj{oid: 2, data: []byte("fine")})
-	n, err := b.file(t).ExtendIndex(context.Background(), &Index{}, MagicSize, b.ends[4], nil)
-	require.NoError(t, err)
-	require.EqualValues(t, 2, n)
-}
-
-// After an error the index holds whole transactions only, up to where progress said.
-func TestExtendIndexStopsOnABoundary(t *testing.T) {
-	b := sample()
-	for i, end := range b.ends[:5] {
-		for what, bad := range map[string][]byte{
-			"header":  patched(b.b, end+16, 'x'),
-			"record":  patched(b.b, end+TxnHeaderSize+33, 1),
-			"trailer": patched(b.b, b.ends[i+1]-1, 0xfe),
-		} {
-			if !errors.As(scan(b.of(t, bad), MagicSize).err, new(*CorruptError)) {
-				continue // the last one is a tail, and some have no records
-			}
-			x, at := &Index{}, int64(0)
-			_, err := b.of(t, bad).ExtendIndex(context.Background(), x, MagicSize, b.ends[5], func(pos int64) { at = pos })
-			require.Error(t, err)
-			require.Equal(t, end, at, what)
-			want := &Index{}
-			_, err = b.file(t).ExtendIndex(context.Background(), want, MagicSize, end, nil)
-			require.NoError(t, err)
-			requireSame(t, maps.Collect(want.All()), x)
-		}
-	}
-}
-
-func TestLoadIndex(t *testing.T) {
-	b := randomFile(3, 80)
-	f := b.file(t)
-	dir := t.TempDir()
-	path := filepath.Join(dir, "Data.fs.index")
-	at := func(end int64) *Index {
-		x := &Index{}
-		_, err := f.ExtendIndex(context.Background(), x, MagicSize, end, nil)
-		require.NoError(t, err)
-		return x
-	}
-	for i, end := range b.ends {
-		require.NoError(t, SaveIndex(path, at(end), end))
-		x, pos, err := f.LoadIndex(path)
-		if x0 := at(end); x0.Len() == 0 {
-			require.ErrorIs(t, err, ErrStaleIndex)
-			continue
-		}
-		require.NoError(t, err, "an index of transaction %d", i)
-		require.Equal(t, end, pos)
-		_, err = f.ExtendIndex(context.Background(), x, pos, b.ends[79], nil)
-		require.NoError(t, err)
-		requireSame(t, b.index, x)
-	}
-	end := b.ends[79]
-	change := func(do func(x *Index)) *Index { x := at(end); do(x); return x }
-	var last Record
-	for _, r := range scan(f, MagicSize).recs {
-		last = r
-	}
-	without := &Index{}
-	for oid, pos := range at(end).All() {
-		if oid != last.OID {
-			without.Set(oid, pos)
-		}
-	}
-	other := randomFile(4, 80)
-	for name, c := range map[string]struct {
-		x    *Index
-		pos  int64
-		want string
-	}{
-		"saved at no boundary":                  {at(end), end - 1, "no committed transaction ends"},
-		"saved beyond the file":                 {at(end), end + 1, "the file has"},
-		"saved at the first boundary":           {&Index{}, MagicSize, "no record"},
-		"of an empty index":                     {&Index{}, end, "is not in it"},
-		"without the last object":               {without, end, "is not in it"},
-		"with an older record of it":            {change(func(x *Index) { x.Set(last.OID, MagicSize) }), end, "is not in it"},
-		"with another object's record":          {change(func(x *Index) { x.Set(50000, last.Pos) }), end, "has oid"},
-		"with a position that is no record":     {change(func(x *Index) { x.Set(50000, last.Pos+3) }), end, ""},
-		"with a later record that is another's": {change(func(x *Index) { x.Set(scan(f, MagicSize).recs[0].OID, last.Pos+1) }), end, ""},
-		"of another file":                       {at(end), other.ends[79], ""},
-	} {
-		t.Run("an index "+name+" is stale", func(t *testing.T) {
-			require.NoError(t, SaveIndex(path, c.x, max(c.pos, 5)))
-			if c.pos == MagicSize {
-				require.NoError(t, os.WriteFile(path, []byte("\x80\x03K\x04."+goodEnd), 0o600))
-			}
-			_, _, err := f.LoadIndex(path)
-			require.ErrorIs(t, err, ErrStaleIndex)
-			require.ErrorContains(t, err, c.want)
-			require.NotEmpty(t, fault.Next(err))
-		})
-	}
-	require.NoError(t, os.WriteFile(path, []byte("rubbish"), 0o600))
-	_, _, err := f.LoadIndex(path)
-	require.ErrorIs(t, err, ErrBadIndex)
-	_, _, err = f.LoadIndex(filepath.Join(dir, "nothing"))
-	require.ErrorIs(t, err, fs.ErrNotExist)
-
-	require.NoError(t, SaveIndex(path, at(end), end))
-	broken := &File{r: failing{b.b, last.Pos + 2}, name: "Data.fs"}
-	_, _, err = broken.LoadIndex(path)
-	require.ErrorIs(t, err, errBroken)
-	require.NotErrorIs(t, err, ErrStaleIndex, "a disk that fails does not make an index stale")
-	_, _, err = other.file(t).LoadIndex(path)
-	require.ErrorIs(t, err, ErrStaleIndex, fmt.Sprint("the index of another file"))
-}
-
-func TestAnIndexOfATransactionThatUndoesTwiceFits(t *testing.T) {
-	b := newBuilder()
-	b.txn(' ', "", obj{oid: 1, data: []byte("x")})
-	b.txn(' ', "", obj{oid: 1, back: b.index[1]}, obj{oid: 1, data: []byte("the same object again")})
-	path := filepath.Join(t.TempDir(), "Data.fs.index")
-	x := &Index{}
-	_, err := b.file(t).ExtendIndex(context.Background(), x, MagicSize, b.ends[1], nil)
-	require.NoError(t, err)
-	require.NoError(t, SaveIndex(path, x, b.ends[1]))
-	_, _, err = b.file(t).LoadIndex(path)
-	require.NoError(t, err)
 }

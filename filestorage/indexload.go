@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 
 	"zodbrepl/internal/fault"
 )
@@ -108,7 +107,7 @@ func (f *File) disagrees(x *Index, pos int64) (why string, err error) {
 func (f *File) sample(oid OID, at int64) (why string, err error) {
 	rec, err := f.RecordAt(at)
 	switch {
-	case isCorrupt(err) || errors.Is(err, io.ErrUnexpectedEOF):
+	case isCorrupt(err):
 		return fmt.Sprintf("oid %s is at %d in it, where the file has no record", oid, at), nil
 	case err != nil:
 		return "", err

@@ -76,7 +76,7 @@ func TestALiveFileIsNeverInErrorAndEndsOnACommitBoundary(t *testing.T) {
 	require.NoError(t, err)
 	w := &liveWriter{f: out, r: rand.New(rand.NewPCG(1, 2)), pos: MagicSize, tid: 1 << 40, ends: map[int64]bool{MagicSize: true}}
 
-	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 	defer cancel()
 	done := make(chan error, 1)
 	go func() {
@@ -125,4 +125,34 @@ func TestALiveFileIsNeverInErrorAndEndsOnACommitBoundary(t *testing.T) {
 	e := committed(t, f, MagicSize)
 	require.Equal(t, w.pos, e.End)
 	require.EqualValues(t, len(w.ends)-1, e.Transactions)
+}
+
+// switching is a Reader whose file changes after its size was asked for the first time.
+type switching struct {
+	now  *memory
+	next memory
+}
+
+func (s switching) ReadAt(p []byte, off int64) (int, error) { return s.now.ReadAt(p, off) }
+func (s switching) Size() (int64, error) {
+	n, err := s.now.Size()
+	*s.now = s.next
+	return n, err
+}
+
+func TestAVoteThatReplacesALongerOneIsInFlight(t *testing.T) {
+	b := newBuilder()
+	b.txn(StatusCommitted, "", obj{oid: 1, data: make([]byte, 3*windowMin)})
+	good := int64(len(b.b))
+	first, second := *b, *b
+	first.txn(StatusVoted, "", obj{oid: 1, data: make([]byte, 5000)})
+	second.b = append([]byte(nil), b.b...)
+	second.txn(StatusVoted, "", obj{oid: 1, data: make([]byte, 50)})
+
+	now := memory(first.b)
+	f := &File{r: switching{&now, second.b}, name: "Data.fs"}
+	e := committed(t, f, MagicSize)
+	require.Equal(t, good, e.End)
+	require.Equal(t, TailInFlight, e.Tail, "what was read before the change is not believed: %s", e.Reason)
+	require.Equal(t, int64(len(second.b))-good, e.InFlight)
 }

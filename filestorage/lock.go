@@ -8,11 +8,13 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"path/filepath"
 	"strconv"
 	"sync"
 
 	"golang.org/x/sys/unix"
 
+	"zodbrepl/internal/durable"
 	"zodbrepl/internal/fault"
 )
 
@@ -63,6 +65,9 @@ func AcquireLock(dataPath string) (*Lock, error) {
 	_, err = f.WriteAt(content, 0)
 	if err == nil {
 		err = f.Truncate(int64(len(content)))
+	}
+	if err == nil {
+		err = durable.OwnLike(f, dataPath, filepath.Dir(dataPath))
 	}
 	if err != nil {
 		f.Close()

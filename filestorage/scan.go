@@ -45,6 +45,8 @@ func (t Transaction) Records() iter.Seq2[Record, error] {
 			if errors.Is(err, io.ErrUnexpectedEOF) { // the transaction was whole before
 				if size, serr := t.file.r.Size(); serr == nil && size < end {
 					err = &ShrunkError{File: t.file.name, Pos: end, Size: size}
+				} else if serr == nil {
+					err = t.file.corrupt(pos, t.TID, "data records do not add up to the transaction's length: %d bytes are left", end-pos)
 				}
 			}
 			if err == nil {
@@ -79,6 +81,9 @@ func (f *File) record(w *window, pos int64) (rec Record, err error) {
 // RecordAt reads the header of the data record at pos. Only what the record says of itself is checked.
 func (f *File) RecordAt(pos int64) (Record, error) {
 	rec, err := f.record(&window{r: f.r, next: windowMin}, pos)
+	if errors.Is(err, io.ErrUnexpectedEOF) {
+		return rec, f.corrupt(pos, 0, "no data record of FileStorage: the file ends before it does")
+	}
 	if err == nil && (rec.Version != 0 || rec.DataLen > maxLength || rec.Prev >= uint64(pos) || rec.Back >= uint64(pos) ||
 		rec.TxnPos < MagicSize || rec.TxnPos+TxnHeaderSize > uint64(pos)) {
 		err = f.corrupt(pos, rec.TID, "no data record of FileStorage")

@@ -78,6 +78,7 @@ func TestTails(t *testing.T) {
 		require.Equal(t, TailTorn, e.Tail, e.Reason)
 		require.Equal(t, before, e.End)
 	}
+	rubbish := []byte("this is not a transaction of any kind")
 	for _, c := range []struct {
 		name string
 		tail []byte
@@ -89,6 +90,8 @@ func TestTails(t *testing.T) {
 		{"a voted header with a length that is nonsense is in flight", TxnHeader{TID: 9, Status: 'c', Length: 1 << 60}.Append(nil), TailInFlight},
 		{"a committed header with a length that is nonsense is torn", TxnHeader{TID: 9, Status: ' ', Length: 1 << 60}.Append(nil), TailTorn},
 		{"text is torn", []byte("this is not a transaction of any kind, or is it?"), TailTorn},
+		{"an old transaction behind rubbish is torn", slices.Concat(rubbish, whole.b[whole.ends[1]:whole.ends[2]]), TailTorn},
+		{"half a new transaction behind rubbish is torn", slices.Concat(rubbish, TxnHeader{TID: 1 << 62, Status: ' ', Length: 23}.Append(nil), u64(22)), TailTorn},
 		{"two voted transactions are torn", append(slices.Clone(voted.b[good:]), voted.b[good:]...), TailTorn},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -167,6 +170,18 @@ func TestDamagedRecordsAreCorruption(t *testing.T) {
 	}
 }
 
+func TestARecordThatRunsOutOfItsFileIsCorruption(t *testing.T) {
+	b := newBuilder()
+	at := b.txn(' ', "", obj{oid: 1, data: make([]byte, 30)}) + TxnHeaderSize
+	for left := 1; left < 30; left++ { // bytes for a second record that is none
+		f := b.of(t, patched(b.b, at+34, u64(uint64(30-left))...))
+		var corrupt *CorruptError
+		require.ErrorAs(t, scan(f, MagicSize).err, &corrupt, "%d bytes are left", left)
+		require.Equal(t, at+DataHeaderSize+int64(30-left), corrupt.Pos)
+		require.Contains(t, check(f.r.(memory), 0, 0, 0).err, fmt.Sprintf("%d bytes are left", left))
+	}
+}
+
 func TestResolve(t *testing.T) {
 	b := newBuilder()
 	b.txn(' ', "", obj{oid: 1, data: []byte("the data")})
@@ -197,6 +212,8 @@ func TestResolve(t *testing.T) {
 	_, ok = resolve(b.index[1])
 	require.False(t, ok, "nor has one that points back to its deletion")
 
+	_, err = b.of(t, patched(b.b, twice+DataHeaderSize, u64(uint64(twice))...)).RecordAt(twice)
+	require.ErrorContains(t, err, "no data record", "a record that points back to itself")
 	_, err = f.RecordAt(holder + 1)
 	require.Error(t, err, "what is no record is refused")
 	_, err = f.RecordAt(int64(len(b.b)))
