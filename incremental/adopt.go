@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
+	"errors"
 	"io"
 	"slices"
 
@@ -40,7 +41,11 @@ func (b *backup) adopt(ctx context.Context) error {
 		return nil
 	}
 	if err := b.adoptChain(ctx, c); err != nil {
-		return err
+		if !b.Full || !errors.Is(err, fault.Unverified) {
+			return err
+		}
+		// The full that was asked for does not need it. A part may have been adopted, and tells the lineage now.
+		b.Log.Warn("the newest chain is damaged; it stays as it is", "storage", b.Data, "chain", c.Stamp, "cause", err)
 	}
 	b.repo, err = Open(ctx, b.Repository)
 	return err
@@ -63,15 +68,24 @@ func (b *backup) adoptChain(ctx context.Context, c Chain) error {
 		from--
 	}
 	b.Log.Info("verifying increments that have no manifest", "storage", b.Data, "increments", len(incs)-first, "chain", c.Stamp)
+	known := make(map[filestorage.OID]bool)
+	for _, inc := range incs[:first] {
+		for _, ref := range inc.Manifest.Blobs {
+			known[ref.OID] = true
+		}
+	}
 	tail := &TailKeeper{}
 	for i := from; i < len(incs); i++ {
 		if incs[i].Manifest != nil {
+			for _, ref := range incs[i].Manifest.Blobs {
+				known[ref.OID] = true
+			}
 			if err := b.repo.Copy(ctx, incs[i], tail); err != nil {
 				return err
 			}
 			continue
 		}
-		m, err := b.describeStored(ctx, incs[i], tail)
+		m, err := b.describeStored(ctx, incs[i], tail, known)
 		if err != nil {
 			return err
 		}
@@ -80,7 +94,7 @@ func (b *backup) adoptChain(ctx context.Context, c Chain) error {
 			prev := incs[i-1].Manifest
 			m.Previous, m.Epoch = prev.Stamp, prev.Epoch
 		} else {
-			m.Reason = "made by repozo"
+			m.Reason = "found without a manifest: repozo made it, or a run that died"
 		}
 		if err := b.publish(m); err != nil {
 			return err
@@ -92,7 +106,7 @@ func (b *backup) adoptChain(ctx context.Context, c Chain) error {
 
 // describeStored reads an increment whole and makes its manifest, except for its place in the history. What file it
 // was read from is not known, so the next backup compares all of Data.fs with the chain.
-func (b *backup) describeStored(ctx context.Context, inc Increment, tail *TailKeeper) (*Manifest, error) {
+func (b *backup) describeStored(ctx context.Context, inc Increment, tail *TailKeeper, known map[filestorage.OID]bool) (*Manifest, error) {
 	where := b.Repository.String()
 	stored, err := b.Repository.Open(ctx, inc.File)
 	if err != nil {
@@ -101,7 +115,7 @@ func (b *backup) describeStored(ctx context.Context, inc Increment, tail *TailKe
 	defer stored.Close()
 	in := &meter{r: stored, ctx: ctx, sum: sha256.New()}
 	check := filestorage.NewChecker(b.Repository.Path(inc.File), inc.Start)
-	blobs := blobCollector{data: b.data}
+	blobs := blobCollector{known: known}
 	check.OnRecord = blobs.add
 	if err := inc.decode(ctx, where, in, io.MultiWriter(check, tail)); err != nil {
 		return nil, err

@@ -8,14 +8,12 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
-	"strings"
 	"time"
 
 	"github.com/google/uuid"
 	"golang.org/x/sys/unix"
 
 	"zodbrepl/filestorage"
-	"zodbrepl/internal/durable"
 	"zodbrepl/internal/fault"
 )
 
@@ -78,6 +76,8 @@ type backup struct {
 	epoch   int
 	reason  string
 	unasked bool // Data.fs was packed, or the chain is broken
+
+	announce func() // of the lock, before the first change
 }
 
 // Backup writes what was committed to Data.fs since the last increment into the repository. Without a change it
@@ -90,7 +90,7 @@ func Backup(ctx context.Context, o BackupOptions) (BackupResult, error) {
 	if err := b.prepare(); err != nil {
 		return BackupResult{}, err
 	}
-	if _, err := b.Repository.List(ctx); err != nil { // a clearer error than the lock's
+	if err := b.Repository.check(); err != nil { // a clearer error than the lock's
 		return BackupResult{}, err
 	}
 	lock, err := LockRepository(b.Repository)
@@ -98,6 +98,7 @@ func Backup(ctx context.Context, o BackupOptions) (BackupResult, error) {
 		return BackupResult{}, err
 	}
 	defer lock.Close()
+	b.announce = lock.Announce
 	if err := b.openData(ctx); err != nil {
 		return BackupResult{}, err
 	}
@@ -176,6 +177,13 @@ func exists(path string) bool {
 }
 
 func (b *backup) run(ctx context.Context) (BackupResult, error) {
+	var err error
+	if b.repo, err = Open(ctx, b.Repository); err != nil {
+		return BackupResult{}, err
+	}
+	if err := b.permitted(ctx); err != nil {
+		return BackupResult{}, err
+	}
 	if err := b.recoverRepository(ctx); err != nil {
 		return BackupResult{}, err
 	}
@@ -197,7 +205,7 @@ func (b *backup) run(ctx context.Context) (BackupResult, error) {
 	res := BackupResult{Action: "none", Lineage: b.lineage, Epoch: b.epoch, Start: start, End: ext.End, InFlight: ext.InFlight}
 	if b.prev != nil && ext.End == start {
 		res.LastTID = b.prev.Manifest.LastTID
-		return res, b.removeLeftovers(unpublishedExt)
+		return res, nil
 	}
 	ext.Start = start
 	m, err := b.write(ctx, ext)
@@ -211,7 +219,7 @@ func (b *backup) run(ctx context.Context) (BackupResult, error) {
 	}
 	res.Action, res.Reason, res.File, res.Unasked = string(m.Kind), m.Reason, m.File, b.unasked
 	res.LastTID, res.Transactions, res.StoredSize = m.LastTID, m.Transactions, m.StoredSize
-	return res, b.removeLeftovers(unpublishedExt)
+	return res, nil
 }
 
 func (b *backup) unreadable(err error) error {
@@ -227,75 +235,5 @@ func (b *backup) unreadable(err error) error {
 	return e
 }
 
-// recoverRepository takes away what a run that died left, and completes what it had published for repozo but not
-// given a manifest.
-func (b *backup) recoverRepository(ctx context.Context) error {
-	repo, err := Open(ctx, b.Repository)
-	if err != nil {
-		return err
-	}
-	b.repo = repo
-	if err := b.removeLeftovers(durable.TempSuffix); err != nil {
-		return err
-	}
-	orphans, err := repo.Unpublished(ctx)
-	if err != nil {
-		return err
-	}
-	for _, name := range orphans {
-		// Out of repozo's sight now; removed when the chain has what Data.fs has.
-		b.Log.Warn("an increment was never published, a former run died: it is set aside", "increment", name)
-		if err := durable.Rename(b.Repository.Path(name), b.Repository.Path(name+unpublishedExt)); err != nil {
-			return err
-		}
-		b.crash("set aside")
-	}
-	if len(orphans) > 0 {
-		if b.repo, err = Open(ctx, b.Repository); err != nil {
-			return err
-		}
-	}
-	return b.adopt(ctx)
-}
-
-// removeLeftovers removes what only a run that died leaves: files of ours that end in ext. repozo's tmp.tmp is not
-// ours.
-func (b *backup) removeLeftovers(ext string) error {
-	var dead []string
-	for _, name := range b.repo.names {
-		if stem, ok := strings.CutSuffix(name, ext); ok {
-			if _, ours := stampOf(stem); ours || stem == fenceName {
-				dead = append(dead, b.Repository.Path(name))
-			}
-		}
-	}
-	return durable.Remove(dead...)
-}
-
 // newLineage returns a fresh identity for a database's history.
 func newLineage() string { return uuid.NewString() }
-
-func (b *backup) removeChainsBefore(keep Stamp) error {
-	var names []string
-	for _, s := range b.repo.sets {
-		if s.stamp >= keep {
-			break
-		}
-		// Manifests first: what has none does not exist for others.
-		if s.manifest {
-			names = append(names, ManifestName(s.stamp))
-		}
-	}
-	for _, name := range b.repo.names {
-		if s, ok := stampOf(name); ok && s < keep && name != ManifestName(s) {
-			names = append(names, name)
-		}
-	}
-	for i, name := range names {
-		names[i] = b.Repository.Path(name)
-	}
-	if len(names) == 0 {
-		return nil
-	}
-	return durable.Remove(names...)
-}

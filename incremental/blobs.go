@@ -8,20 +8,32 @@ import (
 
 // blobCollector lists the blobs that data records name.
 type blobCollector struct {
-	data *filestorage.File // where back pointers lead
-	refs []BlobRef
+	data *filestorage.File // where back pointers lead; nil: known tells
+	// known has the objects that were blobs before. An object does not change its class, so this is enough for a
+	// chain that is read from its beginning, whose Data.fs may be no more.
+	known map[filestorage.OID]bool
+	refs  []BlobRef
 }
 
 // add takes a record as filestorage.Checker shows it. A back pointer that leads nowhere names no blob: FileStorage
 // itself finds that out only when the object is loaded, so it is no reason to go without a backup.
 func (c *blobCollector) add(r filestorage.Record, head []byte) error {
-	if r.DataLen == 0 {
-		head = c.behind(r)
-	} else if r.DataLen > filestorage.HeadSize {
+	switch {
+	case r.DataLen > filestorage.HeadSize || r.DataLen == 0 && r.Back == 0:
 		return nil
+	case r.DataLen == 0 && c.data == nil:
+		if c.known[r.OID] {
+			c.refs = append(c.refs, BlobRef{r.OID, r.TID})
+		}
+		return nil
+	case r.DataLen == 0:
+		head = c.behind(r)
 	}
 	if filestorage.IsBlob(head) {
 		c.refs = append(c.refs, BlobRef{r.OID, r.TID})
+		if c.known != nil {
+			c.known[r.OID] = true
+		}
 	}
 	return nil
 }

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 
 	"zodbrepl/filestorage"
 	"zodbrepl/internal/fault"
@@ -15,21 +16,26 @@ import (
 // choose decides between a delta and a full, and in which lineage and epoch it is made. It writes nothing.
 func (b *backup) choose(ctx context.Context) error {
 	last, err := b.repo.last(ctx)
+	if err != nil && !errors.Is(err, errNoChain) && !b.Full {
+		return fault.New(nil, "the newest increment cannot be used").Because(err).Keeping("nothing was written").
+			Remedy("bring it back from another copy of the repository, or begin a new chain: zodbrepl backup --full")
+	}
+	if err == nil && last.Manifest == nil || err != nil && !errors.Is(err, errNoChain) {
+		// A full was asked for because that chain is damaged: any manifest tells the lineage.
+		last, err = b.newestReadable(ctx)
+	}
 	if errors.Is(err, errNoChain) {
 		b.lineage, b.epoch, b.reason = b.Lineage, max(b.Epoch, 1), "the repository is empty"
+		if b.Full {
+			b.reason = "asked for"
+		}
 		if b.lineage == "" {
 			b.lineage = newLineage()
 		}
 		return b.fenced()
 	}
-	if err != nil && !b.Full {
-		return fault.New(nil, "the newest increment cannot be used").Because(err).Keeping("nothing was written").
-			Remedy("bring it back from another copy of the repository, or begin a new chain: zodbrepl backup --full")
-	}
 	if err != nil {
-		if last, err = b.newestReadable(ctx); err != nil {
-			return err
-		}
+		return err
 	}
 	b.lineage, b.epoch = last.Manifest.Lineage, last.Manifest.Epoch
 	if err := b.mayContinue(last); err != nil {
@@ -53,16 +59,44 @@ func (b *backup) choose(ctx context.Context) error {
 	return nil
 }
 
-// newestReadable finds an increment that tells the lineage when the newest does not.
+// newestReadable finds an increment that tells the lineage when the newest does not. The error is errNoChain when
+// there is no manifest at all: repozo alone wrote here.
 func (b *backup) newestReadable(ctx context.Context) (Increment, error) {
 	ms, problems, err := b.repo.Manifests(ctx)
 	if err != nil {
 		return Increment{}, err
 	}
-	if len(ms) == 0 {
-		return Increment{}, fmt.Errorf("repository %s: no manifest can be read, so the lineage is not known: %w", b.Repository, problems[0])
+	switch {
+	case len(ms) == 0 && len(problems) == 0:
+		return Increment{}, errNoChain
+	case len(ms) == 0:
+		return Increment{}, fault.New(nil, "repository %s: no manifest can be read, so the lineage is not known", b.Repository).Because(problems[0]).
+			Keeping("nothing was written").Remedy("bring a manifest back from another copy of the repository, or begin anew in an empty directory")
 	}
-	return ms[len(ms)-1].Increment()
+	// The highest epoch counts: a stale master may have written after the promotion.
+	best := ms[0]
+	for _, m := range ms {
+		if m.Epoch >= best.Epoch {
+			best = m
+		}
+	}
+	return best.Increment()
+}
+
+// permitted refuses a node that may not write here, before anything is changed.
+func (b *backup) permitted(ctx context.Context) error {
+	stamps := b.repo.ManifestStamps()
+	if len(stamps) > 0 {
+		m, err := b.repo.manifest(ctx, stamps[len(stamps)-1])
+		if err == nil {
+			return b.mayContinue(incrementOf(m, nil))
+		}
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+	}
+	b.epoch = max(b.Epoch, 1)
+	return b.fenced()
 }
 
 // mayContinue refuses to write after last into a history that is not this node's.
@@ -115,7 +149,8 @@ func (b *backup) unchanged(ctx context.Context, last Increment) (same bool, why 
 	if !holds {
 		return false, fmt.Sprintf("the bytes of Data.fs before position %d are not those that were backed up: it was packed or replaced", last.End), nil
 	}
-	if m.Source.Inode == b.src.Inode && m.Source.Device == b.src.Device && !b.Deep {
+	// The device is not asked for: its number changes when a host starts, on LVM and NFS say.
+	if m.Source.Inode != 0 && m.Source.Inode == b.src.Inode && !b.Deep {
 		return true, "", nil
 	}
 	return b.samePrefix(ctx, last)
@@ -123,9 +158,13 @@ func (b *backup) unchanged(ctx context.Context, last Increment) (same bool, why 
 
 // missing says what the .dat lists of last's chain but is not there: a delta is not written across a gap.
 func (b *backup) missing(ctx context.Context, last Increment) (string, error) {
-	lines, _, err := readDat(ctx, b.repo.src, last.Manifest.Chain)
-	if err != nil {
-		return "", err
+	lines, _, err := b.repo.dat(ctx, last.Manifest.Chain)
+	switch {
+	case err != nil && b.Full && ctx.Err() == nil:
+		return err.Error(), nil
+	case err != nil:
+		return "", fault.New(nil, "the newest chain cannot be continued").Because(err).Keeping("nothing was written").
+			Remedy("bring the .dat back from another copy of the repository, or begin a new chain: zodbrepl backup --full")
 	}
 	have := make(map[string]bool)
 	for _, s := range b.repo.sets {
@@ -205,10 +244,15 @@ func (b *backup) mustShareHistory(ctx context.Context, last Increment) error {
 	for _, m := range ms {
 		known[m.FirstTID], known[m.LastTID] = true, true
 		newest = max(newest, m.LastTID)
+		// Not only last: one that was completed after a crash does not know the file that it was read from.
+		if m.Lineage == last.Manifest.Lineage && m.Host == b.host && m.Source.Path == b.src.Path {
+			return nil
+		}
 	}
-	if last.Manifest.LastTID == 0 || last.Manifest.Host == b.host && last.Manifest.Source.Path == b.src.Path {
+	if last.Manifest.LastTID == 0 {
 		return nil
 	}
+	var tids []filestorage.TID
 	for t, err := range b.data.Transactions(filestorage.MagicSize) {
 		if err != nil {
 			return b.unreadable(err)
@@ -219,10 +263,40 @@ func (b *backup) mustShareHistory(ctx context.Context, last Increment) error {
 		if t.TID > newest {
 			break
 		}
+		tids = append(tids, t.TID)
+	}
+	if shares, err := b.holdsAny(ctx, last, tids); err != nil || shares {
+		return err
 	}
 	return fault.New(fault.Diverged, "%s shares no transaction with the repository %s, which holds %s of host %s: another database",
 		b.Data, b.Repository, last.Manifest.Source.Path, last.Manifest.Host).
-		Keeping("nothing was written").Remedy("give every database a repository of its own")
+		Keeping("nothing was backed up").Remedy("give every database a repository of its own")
+}
+
+// holdsAny says whether last's chain holds one of the tids, for which it is read. A pack may well have removed the first
+// and the last transaction of every increment. What cannot be read holds none.
+func (b *backup) holdsAny(ctx context.Context, last Increment, tids []filestorage.TID) (bool, error) {
+	chain, err := b.chainOf(ctx, last)
+	if err != nil {
+		return false, err
+	}
+	slices.Sort(tids)
+	found := false
+	for _, inc := range chain.Increments {
+		check := filestorage.NewChecker(b.Repository.Path(inc.File), inc.Start)
+		check.OnRecord = func(r filestorage.Record, _ []byte) error {
+			if _, found = slices.BinarySearch(tids, r.TID); found {
+				return io.EOF // enough
+			}
+			return nil
+		}
+		if err := b.repo.Copy(ctx, inc, check); found || ctx.Err() != nil {
+			return found, ctx.Err()
+		} else if err != nil {
+			b.Log.Warn("an increment cannot be read", "increment", inc.File, "cause", err)
+		}
+	}
+	return false, nil
 }
 
 // progressReader tells how far a reader has come.

@@ -9,6 +9,8 @@ import (
 	"path"
 	"strconv"
 	"strings"
+
+	"zodbrepl/internal/fault"
 )
 
 // datLine is a line of repozo's .dat file: the increment's file, its positions and the md5 of its raw bytes.
@@ -75,7 +77,9 @@ func readDat(ctx context.Context, src Source, full Stamp) (lines []datLine, torn
 		return nil, false, nil
 	}
 	if err == nil {
-		lines, torn, err = parseDat(b)
+		if lines, torn, err = parseDat(b); err != nil {
+			err = fault.New(fault.Unverified, "not a .dat of repozo").Because(err)
+		}
 	}
 	if err != nil {
 		return nil, false, fmt.Errorf("%s/%s%s: %w", src, full, datExt, err)

@@ -8,6 +8,7 @@ import (
 	"io"
 	"runtime"
 	"sync"
+	"time"
 
 	"github.com/klauspost/compress/gzip"
 )
@@ -74,7 +75,7 @@ func (g *gzipWriter) Write(p []byte) (int, error) {
 			return n - len(p), err
 		}
 		if g.raw == nil {
-			g.raw = rawBuffers.Get().([]byte)[:0]
+			g.raw = rawBuffers.Get().(*[memberSize]byte)[:0]
 		}
 		k := min(len(p), memberSize-len(g.raw))
 		g.raw = append(g.raw, p[:k]...)
@@ -92,9 +93,10 @@ func (g *gzipWriter) flush() {
 	g.order <- result
 	go func() {
 		result <- compressMember(raw)
-		if cap(raw) >= memberSize {
-			rawBuffers.Put(raw[:0]) //nolint:staticcheck // a slice header is all that is allocated
+		if raw == nil { // an empty stream
+			return
 		}
+		rawBuffers.Put((*[memberSize]byte)(raw[:memberSize]))
 	}()
 }
 
@@ -134,7 +136,7 @@ func (g *gzipWriter) failure() error {
 }
 
 var (
-	rawBuffers    = sync.Pool{New: func() any { return make([]byte, 0, memberSize) }}
+	rawBuffers    = sync.Pool{New: func() any { return new([memberSize]byte) }}
 	storedBuffers = sync.Pool{New: func() any { return new(bytes.Buffer) }}
 	compressors   = sync.Pool{New: func() any { z, _ := gzip.NewWriterLevel(nil, gzipLevel); return z }}
 )
@@ -145,6 +147,7 @@ func compressMember(raw []byte) member {
 	out := storedBuffers.Get().(*bytes.Buffer)
 	out.Reset()
 	z.Reset(out)
+	z.ModTime = time.Unix(0, 0) // "none"; the zero Time would become a date
 	z.Extra = []byte{'Z', 'R', 4, 0, 0, 0, 0, 0}
 	if _, err := z.Write(raw); err != nil {
 		return member{err: err}

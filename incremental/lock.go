@@ -16,12 +16,27 @@ import (
 )
 
 // Lock keeps other runs from changing the same thing until it is closed or its process ends.
-type Lock struct{ f *os.File }
+type Lock struct {
+	f    *os.File
+	told bool // the process's id is in it
+}
 
-// LockFile takes the flock of the file at path, which is made when missing and never removed. When another process
-// has it, the error is of the kind fault.Busy and names that process.
+// LockFile takes the flock of the file at path, which is made when missing and never removed, and writes the
+// process's id into it. When another process has it, the error is of the kind fault.Busy and names that process.
 func LockFile(path, what string) (*Lock, error) {
+	l, err := lockFile(path, what)
+	if err == nil {
+		l.Announce()
+	}
+	return l, err
+}
+
+func lockFile(path, what string) (*Lock, error) {
 	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW, 0o644)
+	if errors.Is(err, unix.ELOOP) {
+		return nil, fault.New(nil, "%s: %s is a symbolic link, not a lock", what, path).
+			Keeping("nothing was changed").Remedy("remove the link")
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -30,23 +45,46 @@ func LockFile(path, what string) (*Lock, error) {
 		if !errors.Is(err, unix.EWOULDBLOCK) {
 			return nil, fmt.Errorf("flock %s: %w", path, err)
 		}
+		holder := "another process"
 		pid := make([]byte, 32)
-		n, _ := f.ReadAt(pid, 0)
-		return nil, fault.New(fault.Busy, "%s: process %s is at it (it holds %s)", what, strings.TrimSpace(string(pid[:n])), path).
+		if n, _ := f.ReadAt(pid, 0); n > 0 {
+			holder = "process " + strings.TrimSpace(string(pid[:n]))
+		}
+		return nil, fault.New(fault.Busy, "%s: %s is at it (it holds %s)", what, holder, path).
 			Keeping("nothing was changed").Remedy("wait for that run to end")
 	}
-	if err := f.Truncate(0); err == nil {
-		fmt.Fprintf(f, "%d\n", os.Getpid())
+	l := &Lock{f: f}
+	if fi, err := f.Stat(); err == nil && fi.Size() > 0 {
+		l.told = true // by a process that is no more
+		l.hush()
 	}
-	return &Lock{f}, nil
+	return l, nil
+}
+
+// Announce writes the process's id into the lock, for whom it keeps out.
+func (l *Lock) Announce() {
+	if !l.told {
+		l.told = true
+		fmt.Fprintf(l.f, "%d\n", os.Getpid())
+	}
+}
+
+func (l *Lock) hush() {
+	if l.told && l.f.Truncate(0) == nil {
+		l.told = false
+	}
 }
 
 // Close gives the lock back.
-func (l *Lock) Close() error { return l.f.Close() }
+func (l *Lock) Close() error {
+	l.hush()
+	return l.f.Close()
+}
 
-// LockRepository takes the lock that every change of the repository in dir needs.
+// LockRepository takes the lock that every change of the repository in dir needs. Until it is announced nothing is
+// written, so that a run that finds nothing to do changes nothing.
 func LockRepository(dir Dir) (*Lock, error) {
-	l, err := LockFile(dir.Path(lockName), "repository "+string(dir))
+	l, err := lockFile(dir.Path(lockName), "repository "+string(dir))
 	if errors.Is(err, fs.ErrPermission) || errors.Is(err, unix.EROFS) {
 		return nil, fault.New(nil, "repository %s cannot be written", dir).Because(err).
 			Keeping("nothing was changed").Remedy("give this user the right to write there, or mount it read-write")

@@ -142,6 +142,9 @@ func (m *Manifest) Validate() error {
 	if _, err := ParseStamp(string(m.Chain)); err != nil {
 		return fmt.Errorf("chain: %w", err)
 	}
+	if _, err := ParseStamp(string(m.Previous)); err != nil && m.Previous != "" {
+		return fmt.Errorf("previous: %w", err)
+	}
 	codec, err := CodecByName(m.Codec)
 	if err != nil || m.Codec == "" {
 		return fmt.Errorf("codec %q is not known", m.Codec)
@@ -162,8 +165,8 @@ func (m *Manifest) Validate() error {
 		return fmt.Errorf("kind %q is neither full nor delta", m.Kind)
 	case m.End <= m.Start || m.End > 1<<48:
 		return fmt.Errorf("end %d does not lie after start %d", m.End, m.Start)
-	case m.Transactions < 0 || (m.Transactions == 0) != (m.FirstTID == 0) || m.Kind == Delta && m.Transactions == 0:
-		return fmt.Errorf("%d transactions from %s on", m.Transactions, m.FirstTID)
+	case m.Transactions < 0 || (m.Transactions == 0) != (m.FirstTID == 0) || (m.Transactions == 0) != (m.LastTID == 0) || m.Kind == Delta && m.Transactions == 0:
+		return fmt.Errorf("%d transactions from %s to %s", m.Transactions, m.FirstTID, m.LastTID)
 	case m.StoredSize <= 0:
 		return fmt.Errorf("stored size %d", m.StoredSize)
 	case !isHex(m.MD5, md5.Size):

@@ -11,12 +11,14 @@ import "strings"
 //	<stamp>.manifest           of the increment with that stamp
 //	zodbrepl.lock              flock'ed by the run that changes the repository
 //	zodbrepl.fence             a higher epoch that was seen elsewhere
-//	*.tmp, *.unpublished       what a run that died left; the next one removes it
+//	*.tmp                      what a run that died left; the next one removes it
+//	*.unpublished              an increment that is not what it should be, set aside; for people to remove
 const (
 	manifestExt    = ".manifest"
 	datExt         = ".dat"
 	lockName       = "zodbrepl.lock"
 	fenceName      = "zodbrepl.fence"
+	indexExt       = ".index"
 	unpublishedExt = ".unpublished"
 )
 
@@ -56,6 +58,20 @@ func stampOf(name string) (Stamp, bool) {
 	stem, _, _ := strings.Cut(name, ".")
 	s, err := ParseStamp(stem)
 	return s, err == nil
+}
+
+// isOurs says whether name is one that this package or repozo gives to a finished or set aside file with a stamp.
+func isOurs(name string) bool {
+	s, ok := stampOf(name)
+	if !ok {
+		return false
+	}
+	_, isData := parseDataName(strings.TrimSuffix(name, unpublishedExt))
+	switch strings.TrimPrefix(name, string(s)) {
+	case manifestExt, datExt, indexExt:
+		return true
+	}
+	return isData
 }
 
 // StampOfManifest returns the stamp in the name of a manifest.

@@ -46,11 +46,8 @@ type TailKeeper struct{ buf []byte }
 func (t *TailKeeper) Seed(r io.ReaderAt, end int64) error {
 	n := min(end, TailSize)
 	t.buf = make([]byte, n, 2*TailSize)
-	got, err := r.ReadAt(t.buf, end-n)
-	if int64(got) == n {
-		return nil
-	}
-	if err == nil || err == io.EOF {
+	_, err := io.ReadFull(io.NewSectionReader(r, end-n, n), t.buf)
+	if err == io.EOF {
 		err = io.ErrUnexpectedEOF
 	}
 	return err

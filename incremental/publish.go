@@ -10,6 +10,7 @@ import (
 	"hash"
 	"io"
 	"os"
+	"slices"
 
 	"golang.org/x/sys/unix"
 
@@ -21,9 +22,10 @@ import (
 // write stores the bytes of ext as the next increment and publishes it. What a crash leaves at each point:
 //
 //	while the temporary file is written   <file>.tmp, which the next run removes
-//	after its rename                      an increment that the .dat does not know: complete, contiguous, and right
-//	                                      for a repozo that trusts the listing; the next run sets it aside
-//	after the .dat                        an increment as repozo makes them; the next run verifies it and gives it
+//	after the rename of a delta           an increment that the .dat does not know: complete, contiguous, and right
+//	                                      for a repozo that trusts the listing; the next run measures and lists it
+//	after the .dat of a full              a .dat that nobody looks at, and <file>.tmp
+//	after both                            an increment as repozo makes them; the next run verifies it and gives it
 //	                                      its manifest
 //	after the manifest                    nothing to do
 func (b *backup) write(ctx context.Context, ext filestorage.Extent) (*Manifest, error) {
@@ -36,32 +38,69 @@ func (b *backup) write(ctx context.Context, ext filestorage.Extent) (*Manifest, 
 		Codec: b.codec.Name(), Start: ext.Start, End: ext.End, LastTID: ext.Last, Reason: b.reason,
 		Source: b.src, Created: b.now.UTC(), Host: b.host, Version: b.Version, Blobs: []BlobRef{},
 	}
+	if _, err := ParseStamp(string(m.Stamp)); err != nil {
+		return nil, fault.New(nil, "repository %s: there is no stamp after %s", b.Repository, b.repo.lastStamp()).
+			Keeping("nothing was written").Remedy("remove the file with that stamp, or use an empty directory")
+	}
 	m.Chain = m.Stamp
 	if b.prev != nil {
 		m.Kind, m.Chain, m.Previous = Delta, b.prev.Manifest.Chain, b.prev.Stamp
 	}
 	m.File = fileName(m.Stamp, m.Kind, b.codec)
-	tmp := b.Repository.Path(m.File + durable.TempSuffix)
+	path := b.Repository.Path(m.File)
+	tmp := path + durable.TempSuffix
+	b.announce()
 	if err := b.store(ctx, tmp, m); err != nil {
 		os.Remove(tmp)
 		return nil, err
 	}
 	b.crash("stored")
-	if exists(b.Repository.Path(m.File)) {
-		return nil, fmt.Errorf("%s appeared while it was made: another program writes to the repository", b.Repository.Path(m.File))
+	if exists(path) {
+		os.Remove(tmp)
+		return nil, fault.New(nil, "%s appeared while it was made: another program writes to the repository", path).
+			Keeping("every increment that was there is as it was; nothing new was published").Remedy("find that program, then run the backup again")
 	}
-	if err := durable.Rename(tmp, b.Repository.Path(m.File)); err != nil {
-		return nil, err
+	if err := b.place(ctx, m, tmp, path); err != nil {
+		// Not left for the next run: on a full disk it needs the room.
+		return nil, errors.Join(err, b.displace(m, tmp, path))
 	}
-	b.crash("renamed")
-	if err := b.list(ctx, m); err != nil {
-		return nil, err
-	}
-	b.crash("listed")
 	if err := b.publish(m); err != nil {
 		return nil, err
 	}
 	return m, nil
+}
+
+// place gives the stored file its name and its line in the .dat. A delta without a line is right for repozo, but a full
+// without a .dat makes its -V fail, so the .dat of a full comes first: without the full nobody looks at it.
+func (b *backup) place(ctx context.Context, m *Manifest, tmp, path string) error {
+	first := func() error {
+		if err := durable.Rename(tmp, path); err != nil {
+			return b.unwritable(err)
+		}
+		b.crash("renamed")
+		return nil
+	}
+	second := func() error { return b.list(ctx, m.Chain, m.datLine()) }
+	if m.Kind == Full {
+		first, second = second, first
+	}
+	if err := first(); err != nil {
+		return err
+	}
+	return second()
+}
+
+// displace takes back what place did. A delta that the .dat lists all the same, because only the fsync failed, stays,
+// and the next run publishes it.
+func (b *backup) displace(m *Manifest, tmp, path string) error {
+	if m.Kind == Full {
+		return durable.Remove(tmp, path, b.Repository.Path(string(m.Chain)+datExt))
+	}
+	lines, _, err := readDat(context.Background(), b.Repository, m.Chain)
+	if err != nil || slices.Contains(lines, m.datLine()) {
+		return err
+	}
+	return durable.Remove(tmp, path)
 }
 
 // store writes the raw bytes from m.Start to m.End, encoded, into the file at path, checks their structure on the
@@ -136,19 +175,23 @@ func (b *backup) unwritable(err error) error {
 	return e.Remedy("run the backup again when the cause is gone")
 }
 
-// list adds the increment to the .dat of its chain. The file is replaced whole, so a crash cannot leave half a line.
-func (b *backup) list(ctx context.Context, m *Manifest) error {
-	var lines []datLine
-	if m.Kind == Delta {
-		var err error
-		if lines, _, err = readDat(ctx, b.Repository, m.Chain); err != nil {
-			return err
-		}
+// list adds a line to the .dat of a chain, where its position is. The file is replaced whole, so a crash cannot
+// leave half a line.
+func (b *backup) list(ctx context.Context, chain Stamp, line datLine) error {
+	lines, _, err := readDat(ctx, b.Repository, chain)
+	if err != nil {
+		return err
 	}
-	lines = append(lines, m.datLine())
-	if err := durable.WriteFile(b.Repository.Path(string(m.Chain)+datExt), formatDat(lines), 0o644); err != nil {
+	at := len(lines)
+	for at > 0 && lines[at-1].start >= line.end {
+		at--
+	}
+	lines = slices.Insert(lines, at, line)
+	b.announce()
+	if err := durable.WriteFile(b.Repository.Path(string(chain)+datExt), formatDat(lines), 0o644); err != nil {
 		return b.unwritable(err)
 	}
+	b.crash("listed")
 	return nil
 }
 
@@ -165,6 +208,7 @@ func (b *backup) publish(m *Manifest) error {
 	if err != nil {
 		return err
 	}
+	b.announce()
 	if err := durable.WriteFile(b.Repository.Path(ManifestName(m.Stamp)), doc, 0o644); err != nil {
 		return b.unwritable(err)
 	}

@@ -18,15 +18,23 @@ import (
 // (where a manifest tells them), the raw size and the md5. w has had the bytes by then, so the caller must be able
 // to take them back. An error of the kind fault.Unverified is about the increment; others are not.
 func (r *Repository) Copy(ctx context.Context, inc Increment, w io.Writer) error {
-	stored, err := r.src.Open(ctx, inc.File)
-	if errors.Is(err, fs.ErrNotExist) {
-		return fault.New(fault.Gap, "%s/%s is missing", r.src, inc.File)
-	}
+	stored, err := r.open(ctx, inc)
 	if err != nil {
-		return fmt.Errorf("%s/%s: %w", r.src, inc.File, err)
+		return err
 	}
 	defer stored.Close()
 	return inc.decode(ctx, r.src.String(), stored, w)
+}
+
+func (r *Repository) open(ctx context.Context, inc Increment) (io.ReadCloser, error) {
+	stored, err := r.src.Open(ctx, inc.File)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil, fault.New(fault.Gap, "%s/%s is missing", r.src, inc.File)
+	case err != nil:
+		return nil, fmt.Errorf("%s/%s: %w", r.src, inc.File, err)
+	}
+	return stored, nil
 }
 
 // bad is an error about what is stored.
@@ -100,9 +108,9 @@ func (r *Repository) VerifyStored(ctx context.Context, inc Increment) (checked b
 	if inc.Manifest == nil && inc.codec.Name() != (noneCodec{}).Name() {
 		return false, nil
 	}
-	stored, err := r.src.Open(ctx, inc.File)
+	stored, err := r.open(ctx, inc)
 	if err != nil {
-		return false, fmt.Errorf("%s/%s: %w", r.src, inc.File, err)
+		return false, err
 	}
 	defer stored.Close()
 	in := &meter{r: stored, ctx: ctx, sum: sha256.New()}

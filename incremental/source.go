@@ -39,17 +39,33 @@ func (d Dir) List(ctx context.Context) ([]fs.DirEntry, error) {
 		return nil, err
 	}
 	entries, err := os.ReadDir(string(d))
+	return entries, d.explain(err)
+}
+
+// check fails as List does, in constant time.
+func (d Dir) check() error {
+	fi, err := os.Stat(string(d))
+	if err == nil && !fi.IsDir() {
+		err = unix.ENOTDIR
+	}
+	return d.explain(err)
+}
+
+func (d Dir) explain(err error) error {
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
-		return nil, fault.New(nil, "repository %s does not exist", d).Keeping("nothing was created").
+		return fault.New(nil, "repository %s does not exist", d).Keeping("nothing was created").
 			Remedy("mount it, or make it with: mkdir -p %s", d)
 	case errors.Is(err, unix.ENOTDIR):
-		return nil, fault.New(nil, "repository %s is a file, not a directory", d).Keeping("nothing was written").
+		return fault.New(nil, "repository %s is a file, not a directory", d).Keeping("nothing was written").
 			Remedy("give the directory that holds the backups")
+	case errors.Is(err, fs.ErrPermission):
+		return fault.New(nil, "repository %s cannot be read", d).Because(err).Keeping("nothing was changed").
+			Remedy("give this user the right to read and write there")
 	case err != nil:
-		return nil, fmt.Errorf("repository %s: %w", d, err)
+		return fmt.Errorf("repository %s: %w", d, err)
 	}
-	return entries, nil
+	return nil
 }
 
 // Open implements Source.
@@ -76,7 +92,8 @@ func (d Dir) OpenAt(ctx context.Context, name string) (*os.File, error) {
 	}
 	if fi, err := f.Stat(); err != nil || !fi.Mode().IsRegular() {
 		f.Close()
-		return nil, errors.Join(err, fault.New(fault.Unverified, "%s is not a regular file", d.Path(name)))
+		return nil, errors.Join(err, fault.New(fault.Unverified, "%s is not a regular file", d.Path(name)).
+			Remedy("put the file itself in its place"))
 	}
 	return f, nil
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"strings"
 
 	"zodbrepl/filestorage"
 	"zodbrepl/internal/fault"
@@ -69,6 +70,11 @@ func Verify(ctx context.Context, src Source, o VerifyOptions) (VerifyResult, err
 			return res, err
 		}
 		v.problems(c.Problems)
+	}
+	for _, name := range repo.names {
+		if isOurs(name) && strings.HasSuffix(name, unpublishedExt) {
+			res.Warnings = append(res.Warnings, name+": set aside by a backup, as it fitted nowhere; remove it when you are sure that nobody needs it")
+		}
 	}
 	unpublished, err := repo.Unpublished(ctx)
 	if err != nil {
