@@ -52,14 +52,17 @@ func (t dirTarget) Stat(ctx context.Context, name string) (int64, bool, error) {
 // Put implements Target. A crash leaves a temporary file with a beginning of content, or with less that is wrong
 // after a power failure; the next Put compares.
 func (t dirTarget) Put(ctx context.Context, name string, content io.ReaderAt, size int64, progress incremental.Progress) (int64, error) {
-	f, err := os.OpenFile(t.temp(name), os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW, 0o644)
+	if err := ctx.Err(); err != nil {
+		return 0, err
+	}
+	f, err := t.openTemp(name)
 	if err != nil {
-		return 0, t.explain(err)
+		return 0, err
 	}
 	defer f.Close()
 	done, err := commonPrefix(ctx, f, content, size)
 	if err != nil {
-		return 0, err
+		return 0, fmt.Errorf("comparing %s with %s: %w", t.temp(name), name, err)
 	}
 	if err := f.Truncate(done); err != nil {
 		return 0, t.explain(err)
@@ -82,7 +85,9 @@ func (t dirTarget) Put(ctx context.Context, name string, content io.ReaderAt, si
 		}
 		done += int64(n)
 		sent += int64(n)
-		progress(done, size)
+		if progress != nil {
+			progress(done, size)
+		}
 	}
 	if err := f.Sync(); err != nil {
 		return sent, t.explain(err)
@@ -95,6 +100,29 @@ func (t dirTarget) Put(ctx context.Context, name string, content io.ReaderAt, si
 		return sent, fmt.Errorf("%s: %d bytes arrived, should be %d", t.temp(name), fi.Size(), size)
 	}
 	return sent, nil
+}
+
+// openTemp opens the temporary file. What is no regular file was not made by an earlier Put and is left alone.
+func (t dirTarget) openTemp(name string) (*os.File, error) {
+	f, err := os.OpenFile(t.temp(name), os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0o644)
+	regular := false
+	if err == nil {
+		var fi os.FileInfo
+		if fi, err = f.Stat(); err == nil {
+			regular = fi.Mode().IsRegular()
+		}
+	}
+	switch {
+	case err == nil && regular:
+		return f, nil
+	case f != nil:
+		f.Close()
+	}
+	if err == nil || errors.Is(err, unix.ELOOP) || errors.Is(err, unix.EISDIR) || errors.Is(err, unix.ENXIO) {
+		return nil, fault.New(fault.Unverified, "%s is not a regular file", t.temp(name)).Because(err).
+			Keeping("it was not touched").Remedy("remove it, then ship again")
+	}
+	return nil, t.explain(err)
 }
 
 // commonPrefix returns up to where the two have the same bytes.

@@ -7,8 +7,9 @@ import (
 	"fmt"
 	"hash/fnv"
 	"log/slog"
+	"os"
+	"strings"
 	"sync"
-	"time"
 
 	"zodbrepl/incremental"
 	"zodbrepl/internal/fault"
@@ -45,10 +46,15 @@ func Ship(ctx context.Context, o ShipOptions) ([]TargetResult, error) {
 	if o.Progress == nil {
 		o.Progress = func(string, string, int64, int64) {}
 	}
+	// What is wrong with the repository or a name is said before anything is sent.
 	if o.open == nil {
 		o.open = OpenTarget
+		for _, where := range o.Targets {
+			if err := checkPlace(o.Repository, where); err != nil {
+				return nil, err
+			}
+		}
 	}
-	// What is wrong with the repository or a name is said before anything is sent.
 	repo, err := incremental.Open(ctx, o.Repository)
 	if err != nil {
 		return nil, err
@@ -60,12 +66,16 @@ func Ship(ctx context.Context, o ShipOptions) ([]TargetResult, error) {
 	if err := shippable(o.Repository, chains, others); err != nil {
 		return nil, err
 	}
+	if err := fenced(o.Repository, chains); err != nil {
+		return nil, err
+	}
 	results := make([]TargetResult, len(o.Targets))
 	errs := make([]error, len(o.Targets))
 	var wg sync.WaitGroup
+	var fence sync.Mutex
 	for i, where := range o.Targets {
 		wg.Go(func() {
-			s := &shipment{ShipOptions: o, where: where, repo: repo, chains: chains,
+			s := &shipment{ShipOptions: o, where: where, repo: repo, chains: chains, others: others, fence: &fence,
 				res: TargetResult{Target: where, Increments: []incremental.Stamp{}, Standbys: []incremental.Answer{}}}
 			if errs[i] = s.run(ctx); errs[i] != nil {
 				s.res.Error = errs[i].Error()
@@ -94,19 +104,49 @@ func shippable(dir incremental.Dir, chains []incremental.Chain, others []increme
 	return nil
 }
 
+// checkPlace refuses a name that OpenTarget cannot understand, and the repository itself.
+func checkPlace(dir incremental.Dir, where string) error {
+	path, err := parse(where)
+	if err != nil {
+		return err
+	}
+	from, err1 := os.Stat(string(dir))
+	to, err2 := os.Stat(path)
+	if err1 == nil && err2 == nil && os.SameFile(from, to) {
+		return fault.New(fault.Usage, "target %s is the repository itself", where).
+			Keeping("nothing was sent").Remedy("give a directory on another host, or at least on another disk")
+	}
+	return nil
+}
+
+// fenced refuses when the repository knows of a higher epoch than its own: what it holds is a stale master's.
+func fenced(dir incremental.Dir, chains []incremental.Chain) error {
+	fence, err := incremental.ReadFence(dir)
+	if err != nil {
+		return err
+	}
+	own := chains[len(chains)-1].Last().Manifest
+	if fence.Epoch <= own.Epoch || fence.Lineage != own.Lineage {
+		return nil
+	}
+	return superseded(fence.Epoch, fence.Where)
+}
+
 // shipment is a run for one target.
 type shipment struct {
 	ShipOptions
 	where  string
 	repo   *incremental.Repository
 	chains []incremental.Chain
+	others []incremental.Problem // what belongs to no chain
+	fence  *sync.Mutex           // guards the repository's fence among the targets
 	target Target
 	res    TargetResult
 }
 
 func (s *shipment) run(ctx context.Context) error {
 	h := fnv.New32a()
-	h.Write([]byte(s.where))
+	h.Write([]byte(TargetName(s.where)))
 	lock, err := incremental.LockFile(s.Repository.Path(fmt.Sprintf("zodbrepl.ship-%08x.lock", h.Sum32())), "target "+s.where)
 	if err != nil {
 		return err
@@ -128,46 +168,107 @@ func (s *shipment) run(ctx context.Context) error {
 			return err
 		}
 	}
-	// What is missing here cannot be sent; what is behind it was not.
-	if c := s.chains[len(s.chains)-1]; len(c.Problems) > 0 {
-		return fault.New(nil, "the newest chain could be sent up to %s only", c.Last().File).Because(c.Problems[0])
+	return s.incomplete()
+}
+
+// incomplete reports what could not be sent because it is missing or damaged here. What hinders no recovery of the
+// newest state is only logged.
+func (s *shipment) incomplete() error {
+	newest := s.chains[len(s.chains)-1]
+	var problems []incremental.Problem
+	for _, c := range s.chains {
+		problems = append(problems, c.Problems...)
+	}
+	problems = append(problems, s.others...)
+	for _, p := range problems {
+		// A stale master's increments are no part of the history; older chains have been replaced.
+		if errors.Is(p, fault.Refused) || stampOf(p) < newest.Stamp {
+			s.Log.Warn("not sent", "target", s.where, "increment", p.File, "cause", p.Err)
+			continue
+		}
+		return fault.New(nil, "everything up to %s is there; what follows could not be sent", newest.Last().File).Because(p)
 	}
 	return nil
 }
 
+// stampOf returns the stamp of the file that a problem is about.
+func stampOf(p incremental.Problem) incremental.Stamp {
+	stem, _, _ := strings.Cut(p.File, ".")
+	return incremental.Stamp(stem)
+}
+
+// chain sends what the target lacks of a chain. The .dat there lists, at any time, only what is there whole.
 func (s *shipment) chain(ctx context.Context, c incremental.Chain, there *inventory) error {
-	var dat bytes.Buffer
+	var incs []incremental.Increment
+	var docs [][]byte
 	for _, inc := range c.Increments {
-		m := inc.Manifest
-		if m == nil {
+		if inc.Manifest == nil {
 			break // repozo's, in an old chain that zodbrepl never continued
 		}
-		dat.WriteString(m.DatLine())
-		doc, err := m.Encode()
+		doc, err := inc.Manifest.Encode()
 		if err != nil {
 			return err
 		}
-		if there.has(m, doc) {
+		incs, docs = append(incs, inc), append(docs, doc)
+	}
+	if len(incs) == 0 {
+		return nil
+	}
+	have := make([]bool, len(incs))
+	for i, inc := range incs {
+		have[i] = there.has(inc.Manifest, docs[i])
+	}
+	name := string(c.Stamp) + ".dat"
+	sentDat := false
+	for i, inc := range incs {
+		if have[i] {
 			continue
 		}
-		if err := s.data(ctx, inc); err != nil {
+		if err := s.data(ctx, inc, there); err != nil {
 			return err
 		}
-		if err := s.small(ctx, string(c.Stamp)+".dat", dat.Bytes()); err != nil {
+		have[i], sentDat = true, true
+		if err := s.small(ctx, name, dat(incs, have)); err != nil {
 			return err
 		}
-		if err := s.small(ctx, incremental.ManifestName(m.Stamp), doc); err != nil {
+		if err := s.small(ctx, incremental.ManifestName(inc.Stamp), docs[i]); err != nil {
 			return err
 		}
-		s.res.Increments = append(s.res.Increments, m.Stamp)
-		s.Log.Info("shipped", "target", s.where, "increment", m.File, "position", m.End, "tid", m.LastTID)
+		s.res.Increments = append(s.res.Increments, inc.Stamp)
+		s.Log.Info("shipped", "target", s.where, "increment", inc.File, "position", inc.End, "tid", inc.Manifest.LastTID)
+	}
+	if lines := dat(incs, have); !sentDat && there.sizes[name] != int64(len(lines)) {
+		return s.small(ctx, name, lines)
 	}
 	return nil
 }
 
-// data sends the stored file of an increment, unless it is there already.
-func (s *shipment) data(ctx context.Context, inc incremental.Increment) error {
+// dat returns repozo's .dat for those increments of a chain that are there.
+func dat(incs []incremental.Increment, there []bool) []byte {
+	var b bytes.Buffer
+	for i, inc := range incs {
+		if there[i] {
+			b.WriteString(inc.Manifest.DatLine())
+		}
+	}
+	return b.Bytes()
+}
+
+// data brings the stored file of an increment to the target. A run that died after it was published has left it
+// there without its manifest: then it is compared by its hash, not sent.
+func (s *shipment) data(ctx context.Context, inc incremental.Increment, there *inventory) error {
 	m := inc.Manifest
+	if there.sizes[m.File] == m.StoredSize {
+		_, err := there.repo.VerifyStored(ctx, inc)
+		if err == nil {
+			s.res.Resumed += m.StoredSize
+			return nil
+		}
+		if ctx.Err() != nil {
+			return err
+		}
+		s.Log.Warn("a file on the target is not what it should be: it is sent again", "target", s.where, "increment", m.File, "cause", err)
+	}
 	if _, err := s.repo.VerifyStored(ctx, inc); err != nil {
 		return err
 	}
@@ -188,115 +289,8 @@ func (s *shipment) data(ctx context.Context, inc incremental.Increment) error {
 }
 
 func (s *shipment) small(ctx context.Context, name string, content []byte) error {
-	if _, err := s.target.Put(ctx, name, bytes.NewReader(content), int64(len(content)), func(int64, int64) {}); err != nil {
+	if _, err := s.target.Put(ctx, name, bytes.NewReader(content), int64(len(content)), nil); err != nil {
 		return err
 	}
 	return s.target.Publish(ctx, name)
-}
-
-// inventory is what a target has.
-type inventory struct {
-	oldest incremental.Stamp // of its chains; "" when it has none
-	sizes  map[string]int64
-}
-
-// has says whether the increment is there and is the same, as far as sizes tell.
-func (v *inventory) has(m *incremental.Manifest, doc []byte) bool {
-	data, ok1 := v.sizes[m.File]
-	manifest, ok2 := v.sizes[incremental.ManifestName(m.Stamp)]
-	return ok1 && ok2 && data == m.StoredSize && manifest == int64(len(doc))
-}
-
-// inspect reads what the target has and refuses one that must not be written to.
-func (s *shipment) inspect(ctx context.Context) (*inventory, error) {
-	entries, err := s.target.List(ctx)
-	if err != nil {
-		return nil, err
-	}
-	v := &inventory{sizes: make(map[string]int64)}
-	for _, e := range entries {
-		if fi, err := e.Info(); err == nil && fi.Mode().IsRegular() {
-			v.sizes[e.Name()] = fi.Size()
-		}
-	}
-	there, err := incremental.Open(ctx, s.target)
-	if err != nil {
-		return nil, err
-	}
-	own := s.chains[len(s.chains)-1].Last().Manifest
-	mine := make(map[incremental.Stamp]incremental.Stamp) // the chain of each increment
-	for _, c := range s.chains {
-		for _, inc := range c.Increments {
-			mine[inc.Stamp] = c.Stamp
-		}
-	}
-	stamps := there.ManifestStamps()
-	for i, stamp := range stamps {
-		if mine[stamp] != "" && i < len(stamps)-1 || stamp < s.chains[0].Stamp {
-			continue
-		}
-		m, err := incremental.ReadManifest(ctx, s.target, stamp)
-		if err != nil {
-			if mine[stamp] != "" {
-				continue // it is sent again
-			}
-			return nil, err
-		}
-		if err := s.compatible(own, m, mine[stamp] != ""); err != nil {
-			return nil, err
-		}
-	}
-	if len(stamps) > 0 {
-		if v.oldest = mine[stamps[0]]; v.oldest == "" {
-			v.oldest = stamps[0]
-		}
-	}
-	return v, s.answers(ctx, own)
-}
-
-// compatible refuses a target whose manifest m shows another history than ours.
-func (s *shipment) compatible(own, m *incremental.Manifest, mine bool) error {
-	switch {
-	case m.Lineage != own.Lineage:
-		return fault.New(fault.Diverged, "holds lineage %s (%s of host %s), this repository is of lineage %s", m.Lineage, m.File, m.Host, own.Lineage).
-			Keeping("nothing was sent there").Remedy("give every database a target directory of its own")
-	case m.Epoch > own.Epoch:
-		return s.superseded(m.Lineage, m.Epoch, fmt.Sprintf("%s on %s, written by host %s", m.File, s.where, m.Host))
-	case mine || m.Epoch < own.Epoch:
-		return nil
-	}
-	return fault.New(fault.Diverged, "holds %s, written by host %s in this epoch (%d), which this repository does not have", m.File, m.Host, m.Epoch).
-		Keeping("nothing was sent there").Remedy("find out which host is the master; one repository feeds one target")
-}
-
-// superseded records a higher epoch and refuses.
-func (s *shipment) superseded(lineage string, epoch int, where string) error {
-	fence := incremental.Fence{Lineage: lineage, Epoch: epoch, Where: where, Seen: time.Now()}
-	if err := fence.Raise(s.Repository); err != nil {
-		return err
-	}
-	return fault.New(fault.Refused, "another host was promoted: epoch %d was seen at %s", epoch, where).
-		Keeping("nothing was sent there").
-		Remedy("stop the ZEO server here; keep this Data.fs, it may hold transactions that the new master lacks; backup refuses from now on")
-}
-
-// answers reads what the standbys say that read the target.
-func (s *shipment) answers(ctx context.Context, own *incremental.Manifest) error {
-	answers, problems, err := incremental.ReadAnswers(ctx, s.target)
-	if err != nil {
-		return err
-	}
-	for _, p := range problems {
-		s.Log.Warn("a standby's answer cannot be read", "target", s.where, "cause", p)
-	}
-	for _, a := range answers {
-		s.res.Standbys = append(s.res.Standbys, a)
-		if a.Lineage == own.Lineage && a.Epoch > own.Epoch {
-			return s.superseded(a.Lineage, a.Epoch, fmt.Sprintf("the standby %s on host %s", a.Data, a.Host))
-		}
-		if a.Condition != "" && a.Condition != "current" {
-			s.Log.Warn("a standby does not follow", "target", s.where, "standby", a.Host, "condition", a.Condition, "cause", a.Message)
-		}
-	}
-	return nil
 }

@@ -21,7 +21,7 @@ type Target interface {
 	Stat(ctx context.Context, name string) (size int64, exists bool, err error)
 	// Put brings size bytes of content to the target under the temporary name of name and makes them durable. It
 	// goes on from what an earlier Put left, after having compared that with content. sent counts the bytes that
-	// had to travel. The file exists for nobody until Publish.
+	// had to travel, also those of a Put that failed. progress may be nil. The file exists for nobody until Publish.
 	Put(ctx context.Context, name string, content io.ReaderAt, size int64, progress incremental.Progress) (sent int64, err error)
 	// Publish gives the file of a finished Put its name, atomically, in place of any that has it.
 	Publish(ctx context.Context, name string) error
@@ -86,27 +86,36 @@ func parse(where string) (path string, err error) {
 
 func parseTarget(where string) (path string, err error) {
 	scheme, _, isURL := strings.Cut(where, "://")
-	if where == "" {
+	switch {
+	case where == "":
 		return "", fmt.Errorf("empty")
-	}
-	if !isURL {
-		return filepath.Abs(where)
-	}
-	if scheme != "file" {
+	case strings.ContainsRune(where, 0):
+		return "", fmt.Errorf("holds a byte 0")
+	case !isURL:
+		return localPath(where)
+	case !strings.EqualFold(scheme, "file"):
 		return "", fmt.Errorf("unknown scheme %q", scheme)
-	}
-	u, err := url.Parse(where)
-	if err != nil {
-		return "", err
-	}
-	if u.Host != "" && u.Host != "localhost" {
-		return "", fmt.Errorf("file URL with a host, %q: only local directories can be reached that way", u.Host)
-	}
-	if u.RawQuery != "" || u.Fragment != "" {
+	case strings.ContainsAny(where, "?#"):
 		return "", fmt.Errorf("a '?' or '#' in the path must be written %%3F or %%23")
 	}
-	if !strings.HasPrefix(u.Path, "/") {
+	u, err := url.Parse(where)
+	switch {
+	case err != nil:
+		return "", err
+	case u.User != nil || u.Host != "" && u.Host != "localhost":
+		return "", fmt.Errorf("file URL with a host, %q: only local directories can be reached that way", u.Host)
+	case !strings.HasPrefix(u.Path, "/"):
 		return "", fmt.Errorf("file URL without an absolute path")
+	case strings.ContainsRune(u.Path, 0):
+		return "", fmt.Errorf("holds a byte 0")
 	}
 	return filepath.Clean(u.Path), nil
+}
+
+// localPath refuses what was meant as something else: host:/path of rsync and scp, and URLs with a slash missing.
+func localPath(where string) (string, error) {
+	if before, _, ok := strings.Cut(where, ":"); ok && !strings.Contains(before, "/") {
+		return "", fmt.Errorf("%q before the ':' looks like a host or a scheme; a directory of that name is written ./%s", before, where)
+	}
+	return filepath.Abs(where)
 }
