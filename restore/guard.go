@@ -28,14 +28,20 @@ func refuseAddresses(addresses []string) error {
 		for _, o := range own {
 			p, err := netip.ParsePrefix(o.String())
 			if err == nil && p.Addr().Unmap() == want.Unmap() {
-				return fault.New(fault.Refused, "this host has the address %s, which only the master may have", want).
+				return &addressError{fault.New(fault.Refused, "this host has the address %s, which only the master may have", want).
 					Keeping("nothing was applied").
-					Remedy("if this host is to be the master: zodbrepl promote; otherwise move the address to the other host")
+					Remedy("if this host is to be the master: zodbrepl promote; otherwise move the address to the other host")}
 			}
 		}
 	}
 	return nil
 }
+
+// addressError says that this host has the master's address.
+type addressError struct{ err error }
+
+func (e *addressError) Error() string { return e.err.Error() }
+func (e *addressError) Unwrap() error { return e.err }
 
 // promotionUnderWay says whether a promotion of the Data.fs at the path data is waiting for its lock.
 func promotionUnderWay(data string) bool {

@@ -2,6 +2,7 @@ package restore
 
 import (
 	"fmt"
+	"regexp"
 	"strings"
 	"time"
 
@@ -36,8 +37,8 @@ func ParseMoment(s string) (Moment, error) {
 		}
 		return momentAt(tid), nil
 	}
-	if t, err := time.Parse(time.RFC3339Nano, s); err == nil {
-		return momentAt(filestorage.LastTIDBefore(t.Add(1))), nil // tids are exact to the nanosecond below
+	if t, err := time.Parse(time.RFC3339Nano, s); err == nil && rfc3339.MatchString(s) {
+		return momentBefore(s, t.Add(1)) // tids are exact to the nanosecond below
 	}
 	for _, p := range []struct {
 		layout string
@@ -48,11 +49,23 @@ func ParseMoment(s string) (Moment, error) {
 		{"2006-01-02-15-04", func(t time.Time) time.Time { return t.Add(time.Minute) }},
 		{"2006-01-02-15-04-05", func(t time.Time) time.Time { return t.Add(time.Second) }},
 	} {
-		if t, err := time.Parse(p.layout, s); err == nil && len(s) == len(p.layout) {
-			return momentAt(filestorage.LastTIDBefore(p.end(t))), nil
+		if t, err := time.Parse(p.layout, s); err == nil && t.Format(p.layout) == s {
+			return momentBefore(s, p.end(t))
 		}
 	}
 	return Moment{}, badMoment(s, fmt.Errorf("neither a tid nor a time"))
+}
+
+// rfc3339 refuses what time.Parse takes besides: an hour of one digit, a comma, an offset of a day.
+var rfc3339 = regexp.MustCompile(`^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]([01]\d|2[0-3]):[0-5]\d)$`)
+
+// momentBefore is the last moment before t, which s tells.
+func momentBefore(s string, t time.Time) (Moment, error) {
+	tid := filestorage.LastTIDBefore(t)
+	if tid == 0 { // which would mean the newest
+		return Moment{}, badMoment(s, fmt.Errorf("no transaction is as old: tids begin in 1900"))
+	}
+	return momentAt(tid), nil
 }
 
 func momentAt(tid filestorage.TID) Moment { return Moment{TID: tid, Time: tid.Time()} }

@@ -2,10 +2,11 @@ package restore
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"slices"
-	"time"
 
 	"zodbrepl/filestorage"
 	"zodbrepl/incremental"
@@ -23,12 +24,16 @@ type plan struct {
 }
 
 // planFor works out what brings the state to the repository's head. It reads only the manifests that are newer than
-// the state. An error is about the repository as a whole: it cannot be read, or is of another lineage.
+// the state, and the state's own. An error is about the repository as a whole: it cannot be read, is of another lineage,
+// or has another history.
 func planFor(ctx context.Context, repo *incremental.Repository, st State) (plan, error) {
 	var p plan
 	ms := make(map[incremental.Stamp]*incremental.Manifest)
 	var sorted []*incremental.Manifest
+	var unread incremental.Stamp // the last that is newer than the state
+	known := st.Applied.Position == 0
 	for _, stamp := range repo.ManifestStamps() {
+		known = known || stamp >= st.Applied.Stamp
 		if stamp <= st.Applied.Stamp {
 			continue
 		}
@@ -36,10 +41,17 @@ func planFor(ctx context.Context, repo *incremental.Repository, st State) (plan,
 		if ctx.Err() != nil {
 			return p, ctx.Err()
 		}
+		if errors.Is(err, fs.ErrNotExist) {
+			continue // removed since the listing
+		}
 		if err != nil {
+			if !errors.Is(err, fault.Unverified) {
+				err = unreadable(err)
+			}
 			if p.blocked == nil {
 				p.blocked = err
 			}
+			unread = stamp
 			continue
 		}
 		if st.Lineage != "" && m.Lineage != st.Lineage {
@@ -63,16 +75,58 @@ func planFor(ctx context.Context, repo *incremental.Repository, st State) (plan,
 	}
 	p.stale = staleAfter(sorted, p.head, st)
 	if p.head == nil {
+		if p.blocked == nil && p.stale == nil {
+			p.blocked = nothing(repo, st, known)
+		}
 		return p, nil
 	}
-	var gap error
-	if p.steps, gap = pathTo(ms, p.head, st); gap != nil {
-		p.steps = p.forward(sorted, st)
-		if p.blocked == nil {
-			p.blocked = gap
+	var broken error
+	if p.steps, broken = pathTo(ms, p.head, st); broken == nil {
+		if unread < p.head.Stamp {
+			p.blocked = nil // the head is reached without it
 		}
+		return p, sameHistory(ctx, repo, p.steps, st)
 	}
-	return p, nil
+	if errors.Is(broken, fault.Diverged) {
+		return p, broken
+	}
+	p.steps = p.forward(ms, sorted, st)
+	if p.blocked == nil {
+		p.blocked = broken
+	}
+	return p, sameHistory(ctx, repo, p.steps, st)
+}
+
+// nothing says why a repository that has nothing new should have something. known says whether it has the state's
+// increment: an empty mount point has not.
+func nothing(repo *incremental.Repository, st State, known bool) error {
+	switch {
+	case st.Applied.Position == 0:
+		return fault.New(fault.Gap, "%s holds no full to begin with", repo.Source()).
+			Keeping("nothing was changed").Remedy("run on the master: zodbrepl backup, then zodbrepl ship")
+	case !known:
+		return fault.New(fault.Gap, "%s has neither the increment %s, which was applied last, nor a newer one", repo.Source(), st.Applied.Stamp).
+			Keeping("Data.fs is as it was").Remedy("see whether it is the right directory, and mounted; then ship again from the master")
+	}
+	return nil
+}
+
+// sameHistory refuses deltas that continue another increment of the same stamp than the one that was applied. Their
+// own tail proof shows that only when they are short.
+func sameHistory(ctx context.Context, repo *incremental.Repository, steps []*incremental.Manifest, st State) error {
+	if len(steps) == 0 || steps[0].Kind == incremental.Full || !slices.Contains(repo.ManifestStamps(), st.Applied.Stamp) {
+		return nil
+	}
+	m, err := incremental.ReadManifest(ctx, repo.Source(), st.Applied.Stamp)
+	if err != nil {
+		return ctx.Err() // it is not needed; the deltas bring their own proof
+	}
+	if a := st.Applied; m.End == a.Position && m.LastTID == a.LastTID && m.Tail == a.Tail && m.Lineage == st.Lineage {
+		return nil
+	}
+	return fault.New(fault.Diverged, "%s/%s is not the increment %s that was applied here: the directory has another history", repo.Source(), m.File, st.Applied.Stamp).
+		Keeping("nothing was applied").
+		Remedy("point --from at the directory that was followed before; to follow this one, move Data.fs and its state file away first")
 }
 
 func foreign(repo *incremental.Repository, m *incremental.Manifest, st State) error {
@@ -112,6 +166,12 @@ func pathTo(ms map[incremental.Stamp]*incremental.Manifest, head *incremental.Ma
 			break
 		}
 		prev := ms[m.Previous]
+		if prev == nil && m.Epoch > st.Epoch && m.Previous < st.Applied.Stamp {
+			return nil, fault.New(fault.Diverged, "%s of epoch %d continues the increment %s; this standby has applied %s since (up to transaction %s), which the host that was promoted never had",
+				m.File, m.Epoch, m.Previous, st.Applied.Stamp, st.Applied.LastTID).
+				Keeping("Data.fs is as it was").
+				Remedy("keep a copy of Data.fs if its last transactions matter; then move it and its state file away, and watch builds it anew")
+		}
 		if prev == nil || prev.End != m.Start || prev.Epoch > m.Epoch {
 			return nil, fault.New(fault.Gap, "%s continues the increment %s at position %d, which is not here", m.File, m.Previous, m.Start).
 				Keeping("Data.fs is as it was").
@@ -123,20 +183,22 @@ func pathTo(ms map[incremental.Stamp]*incremental.Manifest, head *incremental.Ma
 	return path, nil
 }
 
-// forward returns what can be applied in front of a gap.
-func (p *plan) forward(sorted []*incremental.Manifest, st State) (steps []*incremental.Manifest) {
-	at, position := st.Applied.Stamp, st.Applied.Position
-	for _, m := range sorted {
-		if m.Epoch == p.head.Epoch && m.Chain == p.head.Chain && m.Kind == incremental.Delta && m.Previous == at && m.Start == position {
-			steps = append(steps, m)
-			at, position = m.Stamp, m.End
+// forward returns what can be applied in front of a gap: the way to the last increment that there is one to. Those
+// of an older epoch than the head's may be a stale master's.
+func (p *plan) forward(ms map[incremental.Stamp]*incremental.Manifest, sorted []*incremental.Manifest, st State) []*incremental.Manifest {
+	for _, m := range slices.Backward(sorted) {
+		if m.Epoch != p.head.Epoch {
+			continue
+		}
+		if path, gap := pathTo(ms, m, st); gap == nil {
+			return path
 		}
 	}
-	return steps
+	return nil
 }
 
 // segmentOf makes a replay's segment of a stored increment.
-func segmentOf(repo *incremental.Repository, m *incremental.Manifest, now time.Time) (Segment, error) {
+func segmentOf(repo *incremental.Repository, m *incremental.Manifest) (Segment, error) {
 	inc, err := m.Increment()
 	if err != nil {
 		return Segment{}, fmt.Errorf("%s: %w", m.File, err)
@@ -144,7 +206,7 @@ func segmentOf(repo *incremental.Repository, m *incremental.Manifest, now time.T
 	return Segment{
 		Lineage: m.Lineage, Epoch: m.Epoch, Start: m.Start,
 		Applied: Applied{Chain: m.Chain, Stamp: m.Stamp, Position: m.End, LastTID: m.LastTID, Tail: m.Tail,
-			Time: now.UTC(), Whole: m.Kind == incremental.Full},
+			Whole: m.Kind == incremental.Full},
 		Raw:       func(ctx context.Context, w io.Writer) error { return repo.Copy(ctx, inc, w) },
 		Describes: func(c *filestorage.Checker) error { return m.Describes(c) },
 	}, nil

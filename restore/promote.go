@@ -6,11 +6,11 @@ import (
 	"log/slog"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"time"
 
 	"zodbrepl/filestorage"
 	"zodbrepl/incremental"
-	"zodbrepl/internal/durable"
 	"zodbrepl/internal/fault"
 )
 
@@ -32,6 +32,9 @@ type PromoteOptions struct {
 
 // DefaultWait is how long promote waits for a watch to step aside.
 const DefaultWait = 30 * time.Second
+
+// tellTimeout is how long a promotion tries to tell of itself.
+const tellTimeout = 10 * time.Second
 
 // PromoteResult says what the node is now.
 type PromoteResult struct {
@@ -63,14 +66,16 @@ func Promote(ctx context.Context, o PromoteOptions) (PromoteResult, error) {
 	if o.Wait == 0 {
 		o.Wait = DefaultWait
 	}
+	var err error
+	if o.Data, err = filepath.Abs(o.Data); err != nil {
+		return PromoteResult{}, err
+	}
 	st, ok, err := ReadState(o.Data)
 	if err != nil {
 		return PromoteResult{}, err
 	}
 	if ok && st.Role == Promoted {
-		res := promoted(o.Data, st)
-		res.Already = true
-		return res, o.run(ctx)
+		return already(o.Data, st), o.run(ctx)
 	}
 	if !ok && o.Source == nil {
 		return PromoteResult{}, fault.New(nil, "%s is no standby: there is no %s", o.Data, statePath(o.Data)).
@@ -85,16 +90,22 @@ func Promote(ctx context.Context, o PromoteOptions) (PromoteResult, error) {
 }
 
 func (o PromoteOptions) promote(ctx context.Context) (res PromoteResult, err error) {
-	deadline := o.Now().Add(o.Wait)
+	deadline := time.Now().Add(o.Wait)
 	intent, err := retryLock(ctx, deadline, func() (*incremental.Lock, error) { return announcePromotion(o.Data) })
 	if err != nil {
 		return res, err
 	}
-	defer intent.Close()
+	defer func() {
+		os.Remove(o.Data + promoteExt) // what stays of it after a crash means nothing: the lock does
+		intent.Close()
+	}()
 	s := &standby{data: o.Data, log: o.Log, now: o.Now, crash: o.crash}
 	_, err = retryLock(ctx, deadline, func() (struct{}, error) {
-		return struct{}{}, openStandby(ctx, s, func() (*incremental.Repository, error) { return incremental.Open(ctx, o.Source) })
+		return struct{}{}, openStandby(ctx, s, o.Source)
 	})
+	if st, ok, serr := ReadState(o.Data); err != nil && serr == nil && ok && st.Role == Promoted {
+		return already(o.Data, st), nil // another promotion was faster
+	}
 	if err != nil {
 		return res, err
 	}
@@ -105,8 +116,12 @@ func (o PromoteOptions) promote(ctx context.Context) (res PromoteResult, err err
 		return res, err
 	}
 	if s.file == nil || s.state.Applied.Position == 0 {
-		return res, fault.New(fault.Gap, "%s holds nothing yet: no full has been applied", o.Data).
+		e := fault.New(fault.Gap, "%s holds nothing yet: no full has been applied", o.Data).
 			Keeping("nothing was changed").Remedy("recover it from a repository: zodbrepl recover")
+		if len(missing) > 0 {
+			e = e.Because(errors.New(missing[0].Why))
+		}
+		return res, e
 	}
 	if err := s.saveIndex(ctx); err != nil {
 		return res, err
@@ -128,12 +143,12 @@ func (o PromoteOptions) promote(ctx context.Context) (res PromoteResult, err err
 	if o.Tell != nil {
 		a := answerOf(o.Data, st)
 		a.Updated = o.Now().UTC()
-		if err := o.Tell(ctx, a); err != nil {
+		tctx, cancel := context.WithTimeout(ctx, tellTimeout) // ZEO should not have to wait for a dead line
+		err := o.Tell(tctx, a)
+		cancel()
+		if err != nil {
 			o.Log.Warn("the source could not be told of the promotion: its master will learn it from the first backup of this host", "source", o.Source, "cause", err)
 		}
-	}
-	if err := durable.Remove(o.Data + promoteExt); err != nil {
-		return res, err
 	}
 	res = promoted(o.Data, st)
 	res.Applied = applied
@@ -167,6 +182,19 @@ func (o PromoteOptions) drain(ctx context.Context, s *standby) (applied int, mis
 	if err != nil {
 		return applied, missing, 0, err
 	}
+	// Another host that was promoted, and has backed up nothing yet, has told of it.
+	answers, _, err := incremental.ReadAnswers(ctx, o.Source)
+	if ctx.Err() != nil {
+		return applied, missing, 0, ctx.Err()
+	}
+	if err != nil {
+		return applied, append(missing, Missing{Why: err.Error()}), 0, nil
+	}
+	for _, a := range answers {
+		if a.Lineage == s.state.Lineage {
+			epoch = max(epoch, a.Epoch)
+		}
+	}
 	for _, m := range ms {
 		epoch = max(epoch, m.Epoch)
 		if m.Stamp > s.state.Applied.Stamp {
@@ -194,6 +222,12 @@ func retryLock[T any](ctx context.Context, deadline time.Time, get func() (T, er
 		case <-time.After(rolePoll / 2):
 		}
 	}
+}
+
+func already(data string, st State) PromoteResult {
+	res := promoted(data, st)
+	res.Already = true
+	return res
 }
 
 func promoted(data string, st State) PromoteResult {

@@ -8,6 +8,7 @@ import (
 
 	"zodbrepl/filestorage"
 	"zodbrepl/incremental"
+	"zodbrepl/internal/fault"
 )
 
 // RecoverOptions says what to recover and where to. Source is required, and one of Output and Stdout unless DryRun.
@@ -57,6 +58,9 @@ func Recover(ctx context.Context, o RecoverOptions) (RecoverResult, error) {
 	if r.crash == nil {
 		r.crash = func(string) {}
 	}
+	if o.Output == "" && o.Stdout == nil && !o.DryRun {
+		return RecoverResult{}, fault.New(fault.Usage, "recover: no output is given").Keeping("nothing was done")
+	}
 	var err error
 	if r.repo, err = incremental.Open(ctx, o.Source); err != nil {
 		return RecoverResult{}, err
@@ -67,17 +71,19 @@ func Recover(ctx context.Context, o RecoverOptions) (RecoverResult, error) {
 	switch {
 	case o.DryRun:
 		r.foresee()
-		return r.res, nil
 	case o.Stdout != nil:
-		return r.res, r.stream(ctx)
+		err = r.stream(ctx)
+	default:
+		err = r.file(ctx)
 	}
-	return r.res, r.file(ctx)
+	return r.res, err
 }
 
 type recovery struct {
 	RecoverOptions
 	repo       *incremental.Repository
 	increments []incremental.Increment
+	spans      map[incremental.Stamp]span // of increments that had to be read to know
 	res        RecoverResult
 }
 

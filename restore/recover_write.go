@@ -3,10 +3,13 @@ package restore
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
+
+	"golang.org/x/sys/unix"
 
 	"zodbrepl/filestorage"
 	"zodbrepl/incremental"
@@ -14,29 +17,67 @@ import (
 	"zodbrepl/internal/fault"
 )
 
-// copyTo decodes the increments from the first on, up to the moment, into out, and checks all that it reads. skip
-// bytes at the beginning are checked to be there already and not written.
+// copyTo decodes the increments from the first on, up to the moment, into out, and checks all that it reads.
 func (r *recovery) copyTo(ctx context.Context, out io.Writer, index *filestorage.Index) (filestorage.Extent, error) {
 	total := r.increments[len(r.increments)-1].End
 	check := filestorage.NewChecker(r.Source.String(), 0)
 	check.StopAfter = r.At.TID
+	first := filestorage.TID(0) // of the increment
+	check.OnTransaction = func(_ int64, h filestorage.TxnHeader) error {
+		if first == 0 {
+			first = h.TID
+		}
+		return nil
+	}
 	check.OnRecord = func(rec filestorage.Record, _ []byte) error {
 		index.Set(rec.OID, rec.Pos)
 		return nil
 	}
 	cut := &cutter{check: check, out: out, tell: r.Progress, total: total}
 	for _, inc := range r.increments {
-		if err := r.repo.Copy(ctx, inc, cut); err != nil {
-			if cut.err != nil {
-				return check.Extent(), cut.err
-			}
-			return check.Extent(), fault.New(nil, "recover").Because(err).Keeping("the output is as it was")
+		before := check.Extent()
+		first = 0
+		err := r.repo.Copy(ctx, inc, cut)
+		switch {
+		case cut.err != nil:
+			return check.Extent(), cut.err
+		case err == nil && !check.Stopped():
+			err = asTold(inc, check.Extent(), before, first)
+		}
+		if err != nil {
+			return check.Extent(), r.blame(inc, err)
 		}
 	}
 	if err := check.Close(); err != nil {
-		return check.Extent(), err
+		return check.Extent(), r.blame(r.increments[len(r.increments)-1], err)
 	}
 	return check.Extent(), nil
+}
+
+// asTold holds an increment to its manifest, by which it was chosen. first is its first transaction, before and
+// after are what had been read before and after it.
+func asTold(inc incremental.Increment, after, before filestorage.Extent, first filestorage.TID) error {
+	m := inc.Manifest
+	if m == nil {
+		return nil
+	}
+	if n := after.Transactions - before.Transactions; after.End != m.End || n != m.Transactions || first != m.FirstTID || n > 0 && after.Last != m.LastTID {
+		return fault.New(fault.Unverified, "the manifest of %s tells of %d transactions from %s to %s, up to position %d; there are %d from %s to %s, up to %d",
+			m.File, m.Transactions, m.FirstTID, m.LastTID, m.End, n, first, after.Last, after.End).
+			Remedy("bring the manifest again from another copy of the repository")
+	}
+	return nil
+}
+
+// blame makes what is no Data.fs a fault of the increment that it was read from.
+func (r *recovery) blame(inc incremental.Increment, err error) error {
+	e := fault.New(nil, "recover").Because(err).Keeping("the output is as it was")
+	var corrupt *filestorage.CorruptError
+	if errors.As(err, &corrupt) || errors.Is(err, filestorage.ErrNotFileStorage) {
+		e.Kind, e.What = fault.Unverified, fmt.Sprintf("recover: increment %s", inc.File)
+		e = e.Remedy("bring the file again from another copy of the repository; until then what was backed up before it can be recovered with --at")
+	}
+	return e
 }
 
 // cutter passes on only what belongs to transactions up to the moment.
@@ -97,8 +138,8 @@ func (r *recovery) stream(ctx context.Context) error {
 //	before the last rename  the same, the old output without its index
 //	after it                the new output; its index perhaps as <output>.index.tmp only: FileStorage scans then
 //
-// When an earlier recovery is appended to, a crash leaves it with a part of what was to come behind it, which
-// FileStorage cuts to whole transactions and the next recovery goes on from.
+// When an earlier recovery is appended to, a crash leaves it with a part of what was to come behind it, verified
+// before: FileStorage cuts that to whole transactions, and the next recovery goes on from it.
 func (r *recovery) file(ctx context.Context) error {
 	if err := r.refuseOutput(); err != nil {
 		return err
@@ -180,15 +221,32 @@ func (r *recovery) build(ctx context.Context) (err error) {
 	r.crash("built")
 	// The old index must not meet the new file: FileStorage looks at a few records only before it trusts it.
 	if err := durable.Remove(r.Output + ".index"); err != nil {
-		return r.unwritable(err)
+		return r.halfReplaced(err)
 	}
 	r.crash("unindexed")
 	if err := durable.Rename(tmp, r.Output); err != nil {
-		return r.unwritable(err)
+		return r.halfReplaced(err)
 	}
 	r.crash("renamed")
 	r.took(ext)
-	return durable.Rename(r.indexTemp(), r.Output+".index")
+	if err := durable.Rename(r.indexTemp(), r.Output+".index"); err != nil {
+		return r.unindexed(err)
+	}
+	return nil
+}
+
+// halfReplaced is a failure at the moment of the exchange.
+func (r *recovery) halfReplaced(err error) error {
+	return fault.New(nil, "replacing %s", r.Output).Because(err).
+		Keeping("what stands under that name is the whole old file or the whole new one, perhaps without its index").
+		Remedy("see to the disk (rights, errors), then recover again")
+}
+
+// unindexed is a failure after all else was done.
+func (r *recovery) unindexed(err error) error {
+	return fault.New(nil, "%s is recovered, but its index could not be written", r.Output).Because(err).
+		Keeping("the file is whole: without a newer index FileStorage scans it").
+		Remedy("zodbrepl index %s", r.Output)
 }
 
 func (r *recovery) indexTemp() string { return r.Output + ".index" + durable.TempSuffix }
@@ -209,8 +267,11 @@ func (r *recovery) stageIndex(index *filestorage.Index, end int64) error {
 }
 
 // extend appends to an earlier recovery. ok is false when there is none, or it is no prefix of what is wanted.
+//
+// Everything is read twice, what is appended at least: first all is verified and what is there compared, and only
+// when all was good is anything written.
 func (r *recovery) extend(ctx context.Context) (ok bool, err error) {
-	f, err := os.OpenFile(r.Output, os.O_RDWR, 0)
+	f, err := os.OpenFile(r.Output, os.O_RDWR|unix.O_NOFOLLOW, 0)
 	if err != nil {
 		return false, nil //nolint:nilerr // there is none, or none that can be appended to: it is built anew
 	}
@@ -222,31 +283,73 @@ func (r *recovery) extend(ctx context.Context) (ok bool, err error) {
 	old := fi.Size()
 	r.Log.Info("comparing an earlier recovery with the repository", "storage", r.Output, "bytes", old)
 	index := &filestorage.Index{}
-	out := &extender{f: f, old: old}
-	ext, err := r.copyTo(ctx, out, index)
+	there := &prefix{f: f, end: old}
+	ext, err := r.copyTo(ctx, there, index)
 	switch {
-	case out.differs || err == nil && ext.End < old:
+	case there.differs || err == nil && ext.End < old:
 		return false, nil
 	case err != nil:
-		// Back to what it was: nothing before old was written.
-		return true, errors.Join(err, f.Truncate(old), f.Sync())
+		return true, err
 	}
-	if err := f.Sync(); err != nil {
-		return true, errors.Join(r.unwritable(err), f.Truncate(old))
+	if err := r.appendFrom(ctx, f, old, ext.End); err != nil {
+		return true, errors.Join(err, f.Truncate(old), f.Sync())
 	}
 	r.crash("extended")
 	r.took(ext)
 	r.res.Appended = ext.End - old
 	if err := filestorage.SaveIndex(r.Output+".index", index, ext.End); err != nil {
-		return true, r.unwritable(err)
+		return true, r.unindexed(err)
 	}
 	return true, nil
 }
 
-// extender compares what is written to it with a file's first bytes and appends the rest.
-type extender struct {
-	f       *os.File
-	old     int64 // bytes that were there
+// appendFrom writes the raw bytes between two positions, from the end of f on, and makes them durable.
+func (r *recovery) appendFrom(ctx context.Context, f *os.File, start, end int64) error {
+	out := &window{f: f, start: start, end: end, tell: r.Progress}
+	for _, inc := range r.increments {
+		if inc.End <= start || inc.Start >= end {
+			continue
+		}
+		out.pos = inc.Start
+		err := r.repo.Copy(ctx, inc, out)
+		if out.err != nil {
+			return r.unwritable(out.err)
+		}
+		if err != nil {
+			return r.blame(inc, err)
+		}
+	}
+	if err := f.Sync(); err != nil {
+		return r.unwritable(err)
+	}
+	return nil
+}
+
+// window writes to a file what of the bytes written to it lies between two positions.
+type window struct {
+	f          io.WriterAt
+	start, end int64
+	pos        int64 // of the next byte
+	tell       incremental.Progress
+	err        error // of f
+}
+
+func (w *window) Write(p []byte) (int, error) {
+	from, to := max(w.pos, w.start), min(w.pos+int64(len(p)), w.end)
+	if from < to {
+		if _, w.err = w.f.WriteAt(p[from-w.pos:to-w.pos], from); w.err != nil {
+			return 0, w.err
+		}
+		w.tell(to-w.start, w.end-w.start)
+	}
+	w.pos += int64(len(p))
+	return len(p), nil
+}
+
+// prefix compares what is written to it with a file, as far as that goes.
+type prefix struct {
+	f       io.ReaderAt
+	end     int64 // of the file
 	pos     int64
 	buf     []byte
 	differs bool
@@ -254,26 +357,18 @@ type extender struct {
 
 var errDiffers = errors.New("not the beginning of what is recovered")
 
-func (e *extender) Write(p []byte) (int, error) {
-	n := len(p)
-	if there := min(int64(n), e.old-e.pos); there > 0 {
-		c := comparer{r: e.f, pos: e.pos, end: e.old, buf: e.buf, same: true}
+func (e *prefix) Write(p []byte) (int, error) {
+	if there := min(int64(len(p)), e.end-e.pos); there > 0 {
+		c := comparer{r: e.f, pos: e.pos, end: e.end, buf: e.buf, same: true}
 		c.Write(p[:there])
 		e.buf = c.buf
 		if c.err != nil || !c.same {
 			e.differs = true
 			return 0, errDiffers
 		}
-		e.pos += there
-		p = p[there:]
 	}
-	if len(p) > 0 {
-		if _, err := e.f.WriteAt(p, e.pos); err != nil {
-			return 0, err
-		}
-		e.pos += int64(len(p))
-	}
-	return n, nil
+	e.pos += int64(len(p))
+	return len(p), nil
 }
 
 func (r *recovery) unwritable(err error) error {

@@ -28,32 +28,24 @@ type Segment struct {
 	Describes func(*filestorage.Checker) error
 }
 
-// spoolSize is how much of a verified segment is kept in memory, so that it need not be decoded again to be
-// written, in bytes.
-const spoolSize = 32 << 20
-
-// checked is a segment that was read whole and found good.
-type checked struct {
-	entries []entry
-	spool   []byte
-	spooled bool // spool holds all of the bytes
-}
+// What is kept in memory of a verified segment.
+const (
+	// spoolSize: raw bytes, so that they need not be decoded again to be written.
+	spoolSize = 32 << 20
+	// maxEntries: places of records, so that they need not be read again to be indexed.
+	maxEntries = 1 << 20
+)
 
 type entry struct {
 	oid filestorage.OID
 	pos int64
 }
 
-// check reads the whole segment without touching Data.fs. tail has the bytes before it.
-func (seg Segment) check(ctx context.Context, tail *incremental.TailKeeper, each func(entry)) (*checked, error) {
-	c := &checked{spooled: true}
-	check := filestorage.NewChecker(string(seg.Stamp), seg.Start)
-	check.OnRecord = func(r filestorage.Record, _ []byte) error {
-		each(entry{r.OID, r.Pos})
-		return nil
-	}
-	if err := seg.Raw(ctx, io.MultiWriter(check, tail, (*spooler)(c))); err != nil {
-		return nil, seg.blame(err)
+// check reads the whole segment without touching Data.fs. tail has the bytes before it; out gets the bytes, and
+// its errors are the caller's to tell.
+func (seg Segment) check(ctx context.Context, check *filestorage.Checker, tail *incremental.TailKeeper, out io.Writer) error {
+	if err := seg.Raw(ctx, io.MultiWriter(check, tail, out)); err != nil {
+		return seg.blame(ctx, err)
 	}
 	err := check.Close()
 	if err == nil && seg.Describes != nil {
@@ -66,27 +58,41 @@ func (seg Segment) check(ctx context.Context, tail *incremental.TailKeeper, each
 		err = errors.New("the tail proof does not hold: it does not continue the bytes that are here")
 	}
 	if err != nil {
-		return nil, fault.New(fault.Unverified, "increment %s", seg.Stamp).Because(err).
-			Keeping("Data.fs is as it was").Remedy("bring the increment again from the master's repository")
+		return fault.New(fault.Unverified, "increment %s", seg.Stamp).Because(err).
+			Keeping("Data.fs is as it was").Remedy(bringAgain)
 	}
-	return c, nil
+	return nil
 }
 
-func (seg Segment) blame(err error) error {
+const bringAgain = "bring the increment again from the master's repository: remove it and its manifest from the directory, and ship"
+
+// blame tells an increment that is not good from a source that cannot be read.
+func (seg Segment) blame(ctx context.Context, err error) error {
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
+	e := fault.New(nil, "increment %s", seg.Stamp).Because(err).Keeping("Data.fs is as it was")
+	if fault.Next(err) == "" {
+		e = e.Remedy(bringAgain)
+	}
 	if errors.Is(err, fault.Unverified) || errors.Is(err, fault.Gap) {
-		return fault.New(nil, "increment %s", seg.Stamp).Because(err).Keeping("Data.fs is as it was")
+		return e
 	}
-	return err
+	return unreadable(err)
 }
 
-type spooler checked
+// spooler keeps what is written to it until that is more than max bytes.
+type spooler struct {
+	max  int
+	buf  []byte
+	full bool // there was more; buf is empty
+}
 
 func (s *spooler) Write(p []byte) (int, error) {
-	if s.spooled && len(s.spool)+len(p) > spoolSize {
-		s.spool, s.spooled = nil, false
-	}
-	if s.spooled {
-		s.spool = append(s.spool, p...)
+	if s.full = s.full || len(s.buf)+len(p) > s.max; s.full {
+		s.buf = nil
+	} else {
+		s.buf = append(s.buf, p...)
 	}
 	return len(p), nil
 }
@@ -101,7 +107,8 @@ func (s *spooler) Write(p []byte) (int, error) {
 func (s *standby) append(ctx context.Context, seg Segment) error {
 	cur := s.state.Applied
 	if seg.Start != cur.Position {
-		return fault.New(fault.Gap, "increment %s starts at %d, Data.fs ends at %d", seg.Stamp, seg.Start, cur.Position)
+		return fault.New(fault.Gap, "increment %s starts at %d, Data.fs ends at %d", seg.Stamp, seg.Start, cur.Position).
+			Keeping("Data.fs is as it was")
 	}
 	if err := s.unchanged(); err != nil {
 		return err
@@ -111,8 +118,15 @@ func (s *standby) append(ctx context.Context, seg Segment) error {
 		return err
 	}
 	var entries []entry
-	c, err := seg.check(ctx, &tail, func(e entry) { entries = append(entries, e) })
-	if err != nil {
+	check := filestorage.NewChecker(string(seg.Stamp), seg.Start)
+	check.OnRecord = func(r filestorage.Record, _ []byte) error {
+		if s.index != nil && len(entries) <= maxEntries {
+			entries = append(entries, entry{r.OID, r.Pos})
+		}
+		return nil
+	}
+	spool := spooler{max: s.spool}
+	if err := seg.check(ctx, check, &tail, &spool); err != nil {
 		return err
 	}
 	s.at("verified")
@@ -120,31 +134,58 @@ func (s *standby) append(ctx context.Context, seg Segment) error {
 		return err
 	}
 	s.at("intended")
-	out := &crashWriter{io.NewOffsetWriter(s.osf, cur.Position), s}
-	if c.spooled {
-		_, err = out.Write(c.spool)
-	} else {
-		err = seg.Raw(ctx, out)
-	}
-	if err == nil {
-		err = s.osf.Sync()
-	}
+	err := s.write(ctx, seg, &spool)
 	s.at("appended")
 	if err == nil {
-		var holds bool
-		if holds, err = seg.holds(s.file); err == nil && !holds {
-			err = errors.New("what was written cannot be read back")
-		}
+		err = s.reached(seg)
 	}
 	if err != nil {
-		return errors.Join(s.unwritable(err), s.cut())
+		// Also when it is only the state that could not be written: it does not claim these bytes.
+		return errors.Join(err, s.cut())
 	}
-	if s.index != nil {
-		for _, e := range entries {
-			s.index.Set(e.oid, e.pos)
-		}
+	return s.indexed(ctx, entries)
+}
+
+// write brings the bytes of a verified segment behind those of Data.fs, durably.
+func (s *standby) write(ctx context.Context, seg Segment, spool *spooler) (err error) {
+	out := &stageWriter{w: &crashWriter{io.NewOffsetWriter(s.osf, seg.Start), s}}
+	if spool.full {
+		err = seg.Raw(ctx, out)
+	} else {
+		_, err = out.Write(spool.buf)
 	}
-	return s.reached(seg)
+	switch {
+	case out.err != nil:
+		return s.unwritable(out.err)
+	case err != nil: // it was good when it was read first
+		return seg.blame(ctx, err)
+	}
+	if err := s.osf.Sync(); err != nil {
+		return s.unwritable(err)
+	}
+	holds, err := seg.holds(s.file)
+	if err == nil && !holds {
+		err = errors.New("what was written cannot be read back")
+	}
+	if err != nil {
+		return s.unwritable(err)
+	}
+	return nil
+}
+
+// indexed brings the index in memory to the position that was reached.
+func (s *standby) indexed(ctx context.Context, entries []entry) error {
+	if s.index == nil {
+		return nil
+	}
+	if len(entries) > maxEntries { // there were more than were kept
+		s.index = nil
+		return s.needIndex(ctx)
+	}
+	for _, e := range entries {
+		s.index.Set(e.oid, e.pos)
+	}
+	return nil
 }
 
 // crashWriter lets a test stop between the parts of a large write.
@@ -170,10 +211,8 @@ func (c *crashWriter) Write(p []byte) (n int, err error) {
 //	                     The index of the old file is gone before the new one is in its place.
 func (s *standby) replace(ctx context.Context, seg Segment) error {
 	cur := s.state.Applied
-	if s.file != nil && cur.Position > 0 {
-		if err := s.unchanged(); err != nil {
-			return err
-		}
+	if err := s.unchanged(); err != nil {
+		return err
 	}
 	if seg.LastTID < cur.LastTID {
 		return fault.New(fault.Diverged, "the new full %s ends at transaction %s (%s), this standby is at %s (%s): the master has gone back",
@@ -186,22 +225,12 @@ func (s *standby) replace(ctx context.Context, seg Segment) error {
 	if err != nil {
 		return s.unwritable(err)
 	}
-	keep := false
 	defer func() {
-		if !keep {
-			f.Close()
-			os.Remove(stage)
-		}
+		f.Close()
+		os.Remove(stage) // not there any more when it was swapped in
 	}()
-	index := &filestorage.Index{}
-	var tail incremental.TailKeeper
-	out := &stageWriter{w: f}
-	staged := seg
-	staged.Raw = func(ctx context.Context, w io.Writer) error { return seg.Raw(ctx, io.MultiWriter(w, out)) }
-	if _, err := staged.check(ctx, &tail, func(e entry) { index.Set(e.oid, e.pos) }); err != nil {
-		if out.err != nil {
-			return s.unwritable(out.err)
-		}
+	index, err := s.build(ctx, seg, f)
+	if err != nil {
 		return err
 	}
 	if err := s.likeOld(f); err != nil {
@@ -211,26 +240,58 @@ func (s *standby) replace(ctx context.Context, seg Segment) error {
 		return s.unwritable(err)
 	}
 	s.at("staged")
+	if err := s.unchanged(); err != nil { // it may have taken long
+		return err
+	}
 	if err := s.intend(seg); err != nil {
 		return err
 	}
 	s.at("intended")
 	if err := durable.Remove(s.data + ".index"); err != nil {
-		return err
+		return s.unwritable(err)
 	}
+	s.indexSaved = false
 	s.at("unindexed")
+	s.index = nil // also after an error the new file may be in its place
 	if err := durable.Rename(stage, s.data); err != nil {
-		return err
+		return s.unwritable(err)
 	}
-	keep = true
 	s.at("swapped")
-	f.Close()
 	s.closeFile()
 	if err := s.openFile(); err != nil {
 		return err
 	}
 	s.index = index
 	return s.reached(seg)
+}
+
+// build writes a full to f while it is verified.
+func (s *standby) build(ctx context.Context, seg Segment, f *os.File) (*filestorage.Index, error) {
+	index := &filestorage.Index{}
+	before := s.state.Applied.LastTID
+	known := before == 0
+	check := filestorage.NewChecker(string(seg.Stamp), 0)
+	check.OnRecord = func(r filestorage.Record, _ []byte) error {
+		index.Set(r.OID, r.Pos)
+		return nil
+	}
+	check.OnTransaction = func(_ int64, h filestorage.TxnHeader) error {
+		known = known || h.TID == before || h.TID > before && h.Status == filestorage.StatusPacked
+		return nil
+	}
+	out := &stageWriter{w: f}
+	var tail incremental.TailKeeper
+	err := seg.check(ctx, check, &tail, out)
+	if out.err != nil {
+		return nil, s.unwritable(out.err)
+	}
+	if err == nil && !known && seg.Epoch > s.state.Epoch {
+		// In one epoch there is one writer. A pack may have taken the transaction away; then it has marked a later one.
+		err = fault.New(fault.Diverged, "the full %s of epoch %d does not have transaction %s (%s), which this standby ends at: the host that was promoted never had it",
+			seg.Stamp, seg.Epoch, before, stamp(before)).
+			Keeping("%s was not changed", s.data).Remedy("%s", s.anew())
+	}
+	return index, err
 }
 
 type stageWriter struct {
@@ -264,12 +325,14 @@ func (s *standby) intend(seg Segment) error {
 	next := seg.Applied
 	next.Time = s.now().UTC()
 	st := s.state
-	st.Next = &next
+	st.Next, st.Role = &next, Standby
 	if st.Lineage == "" {
-		st.Lineage, st.Epoch, st.Role = seg.Lineage, seg.Epoch, Standby
+		st.Lineage = seg.Lineage
 	}
+	// Already here: a run that finishes a swap for us knows the epoch from nowhere else.
+	st.Epoch = max(st.Epoch, seg.Epoch)
 	if err := st.write(s.data); err != nil {
-		return err
+		return s.unwritable(err)
 	}
 	s.state = st
 	return nil
@@ -279,9 +342,9 @@ func (s *standby) intend(seg Segment) error {
 func (s *standby) reached(seg Segment) error {
 	st := s.state
 	st.Applied, st.Next = *st.Next, nil
-	st.Epoch = max(st.Epoch, seg.Epoch)
+	st.Applied.Time = s.now().UTC()
 	if err := st.write(s.data); err != nil {
-		return err
+		return s.unwritable(err)
 	}
 	s.state = st
 	s.indexSaved = false

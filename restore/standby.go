@@ -1,13 +1,9 @@
 package restore
 
 import (
-	"bytes"
 	"context"
-	"crypto/md5"
-	"encoding/hex"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"log/slog"
 	"os"
@@ -26,9 +22,12 @@ type standby struct {
 	lock  *filestorage.Lock
 	osf   *os.File // nil when there is no Data.fs yet
 	file  *filestorage.File
+	found int64 // size of a Data.fs of which only a part of a full is known, in bytes
 
 	index      *filestorage.Index // of Data.fs up to the position; nil when not needed yet
 	indexSaved bool               // Data.fs.index is as good
+
+	spool int // bytes of a segment that are kept in memory
 
 	log   *slog.Logger
 	now   func() time.Time
@@ -42,9 +41,11 @@ func (s *standby) at(point string) {
 }
 
 // openStandby takes the lock of Data.fs and brings it to what its state says: it finishes or takes back what a run
-// that died had begun. A Data.fs without a state is adopted when it is a verified prefix of the chain in repo; repo
-// may be nil when there is a state.
-func openStandby(ctx context.Context, s *standby, repo func() (*incremental.Repository, error)) (err error) {
+// that died had begun. src, which may be nil, tells what that was. A Data.fs without a state is left to catchUp.
+func openStandby(ctx context.Context, s *standby, src incremental.Source) (err error) {
+	if s.spool == 0 {
+		s.spool = spoolSize
+	}
 	if err := refusePromoted(s.data); err != nil {
 		return err
 	}
@@ -60,24 +61,24 @@ func openStandby(ctx context.Context, s *standby, repo func() (*incremental.Repo
 	if err := refusePromoted(s.data); err != nil {
 		return err
 	}
-	var ok bool
-	if s.state, ok, err = ReadState(s.data); err != nil {
+	if s.state, _, err = ReadState(s.data); err != nil {
 		return err
 	}
 	if err := durable.Remove(s.data+stageExt, statePath(s.data)+durable.TempSuffix); err != nil {
 		return err
 	}
 	if err := s.openFile(); err != nil {
-		return err
+		return s.notOurs(err)
 	}
-	if !ok || s.state.Applied.Position == 0 {
-		if s.state.Next != nil && s.state.Next.Whole && s.swapped() {
-			return s.settle()
-		}
-		s.state.Next = nil
-		return s.adopt(ctx, repo)
+	return s.reconcile(ctx, src)
+}
+
+// notOurs makes a divergence of a Data.fs that cannot even be one.
+func (s *standby) notOurs(err error) error {
+	if s.state.Applied.Position > 0 && errors.Is(err, filestorage.ErrNotFileStorage) {
+		return s.diverged(err.Error())
 	}
-	return s.reconcile(ctx)
+	return err
 }
 
 func refusePromoted(data string) error {
@@ -132,6 +133,15 @@ func (s *standby) openFile() error {
 	return nil
 }
 
+// resume goes on after a look at the source that ended between an intent and what was intended.
+func (s *standby) resume(ctx context.Context, src incremental.Source) error {
+	s.closeFile()
+	if err := s.openFile(); err != nil {
+		return s.notOurs(err)
+	}
+	return s.reconcile(ctx, src)
+}
+
 func (s *standby) closeFile() {
 	if s.osf != nil {
 		s.osf.Close()
@@ -149,250 +159,208 @@ func (s *standby) close() error {
 }
 
 // swapped says whether the new full that the state intended is in its place.
-func (s *standby) swapped() bool {
-	if s.file == nil {
-		return false
+func (s *standby) swapped() (bool, error) {
+	if s.state.Next == nil || !s.state.Next.Whole || s.file == nil {
+		return false, nil
 	}
 	size, err := s.file.Size()
 	if err != nil || size != s.state.Next.Position {
-		return false
+		return false, err
 	}
-	holds, err := s.state.Next.holds(s.file)
-	return err == nil && holds
-}
-
-// settle makes the intended swap the state.
-func (s *standby) settle() error {
-	st := s.state
-	st.Applied, st.Next = *st.Next, nil
-	if err := st.write(s.data); err != nil {
-		return err
-	}
-	s.state = st
-	return nil
+	return s.state.Next.holds(s.file)
 }
 
 // reconcile compares Data.fs with the state and finishes what a run that died had begun.
-func (s *standby) reconcile(ctx context.Context) error {
-	if next := s.state.Next; next != nil && next.Whole {
-		if s.swapped() {
-			return s.settle()
+func (s *standby) reconcile(ctx context.Context, src incremental.Source) error {
+	swapped, err := s.swapped()
+	if err != nil {
+		return err
+	}
+	if swapped {
+		st := s.state
+		st.Applied, st.Next = *st.Next, nil
+		if err := st.write(s.data); err != nil {
+			return s.unwritable(err)
 		}
+		s.state = st
+		return nil
+	}
+	at := s.state.Applied
+	if next := s.state.Next; next != nil && next.Whole {
 		s.state.Next = nil
 	}
+	if at.Position == 0 {
+		return nil
+	}
 	if s.file == nil {
-		return fault.New(fault.Diverged, "%s is missing or empty, but its state says that it ends at %d", s.data, s.state.Applied.Position).
-			Keeping("nothing was changed").
-			Remedy("bring it back; or move %s away, and watch builds it anew from the newest full", statePath(s.data))
+		return s.diverged(fmt.Sprintf("it is missing or empty, and should have %d bytes", at.Position))
 	}
 	size, err := s.file.Size()
 	if err != nil {
 		return err
 	}
-	holds, err := s.state.Applied.holds(s.file)
-	if err != nil {
+	if err := s.diverges(size); err != nil {
 		return err
 	}
-	if !holds {
-		return s.diverged(fmt.Sprintf("its bytes before position %d are not those that were applied", s.state.Applied.Position))
-	}
-	if size == s.state.Applied.Position {
-		if s.state.Next == nil {
-			return nil
-		}
+	switch {
+	case size == at.Position && s.state.Next == nil:
+		return nil
+	case size == at.Position:
 		return s.cut()
+	case s.state.Next == nil:
+		return s.diverged(fmt.Sprintf("it has %d bytes after position %d, which nobody applied", size-at.Position, at.Position))
 	}
-	if s.state.Next == nil {
-		return s.diverged(fmt.Sprintf("it has %d bytes after position %d, which nobody applied", size-s.state.Applied.Position, s.state.Applied.Position))
+	if err := s.foreignTail(ctx, src, size); err != nil {
+		return err
 	}
-	// A run died while it appended. What is there is its doing, unless a server has opened the file since and
-	// committed to it: its transactions would be newer than the increment's.
-	ext, err := s.file.Committed(ctx, s.state.Applied.Position)
+	s.log.Warn("a former run died while it applied an increment: cutting back", "storage", s.data,
+		"position", at.Position, "bytes", size-at.Position)
+	return s.cut()
+}
+
+// foreignTail refuses when what follows the position is not the doing of a run that died while it appended, but of
+// a server that has opened the file since and committed to it.
+func (s *standby) foreignTail(ctx context.Context, src incremental.Source, size int64) error {
+	at, next := s.state.Applied, s.state.Next
+	ext, err := s.file.Committed(ctx, at.Position)
 	var corrupt *filestorage.CorruptError
 	if err != nil && !errors.As(err, &corrupt) {
 		return err
 	}
-	if size > s.state.Next.Position || ext.Last > s.state.Next.LastTID {
-		return s.diverged(fmt.Sprintf("it has transactions up to %s after position %d, which nobody applied", ext.Last, s.state.Applied.Position))
+	if size > next.Position {
+		return s.diverged(fmt.Sprintf("it has %d bytes, an increment that was being applied ends at %d", size, next.Position))
 	}
-	s.log.Warn("a former run died while it applied an increment: cutting back", "storage", s.data,
-		"position", s.state.Applied.Position, "bytes", size-s.state.Applied.Position)
-	return s.cut()
+	if ext.Last > next.LastTID {
+		return s.committed(ext.Last)
+	}
+	// The server's clock may be behind the master's. Not the bytes are compared, but the tids: after a power failure
+	// a transaction may have its header and its end, and a hole between.
+	ours := s.tidsOf(ctx, src, *next)
+	if ours == nil {
+		return ctx.Err()
+	}
+	for t, err := range s.file.Transactions(at.Position) {
+		if err != nil {
+			break // torn
+		}
+		if !ours[t.TID] {
+			return s.committed(t.TID)
+		}
+	}
+	return nil
+}
+
+func (s *standby) committed(tid filestorage.TID) error {
+	return s.diverged(fmt.Sprintf("it has transaction %s (%s) after position %d, which nobody applied", tid, stamp(tid), s.state.Applied.Position))
+}
+
+// tidsOf returns the tids of an increment, nil when it cannot be had.
+func (s *standby) tidsOf(ctx context.Context, src incremental.Source, a Applied) map[filestorage.TID]bool {
+	if src == nil || a.Stamp == "" {
+		return nil
+	}
+	repo, err := incremental.Open(ctx, src)
+	if err != nil {
+		return nil
+	}
+	m, err := incremental.ReadManifest(ctx, src, a.Stamp)
+	if err != nil || m.End != a.Position || m.Tail != a.Tail {
+		return nil
+	}
+	seg, err := segmentOf(repo, m)
+	if err != nil {
+		return nil
+	}
+	tids := make(map[filestorage.TID]bool)
+	check := filestorage.NewChecker(m.File, m.Start)
+	check.OnTransaction = func(_ int64, h filestorage.TxnHeader) error {
+		tids[h.TID] = true
+		return nil
+	}
+	if err := seg.Raw(ctx, check); err != nil {
+		return nil
+	}
+	return tids
 }
 
 func (s *standby) diverged(how string) error {
 	return fault.New(fault.Diverged, "%s is not what its state says: %s", s.data, how).
 		Keeping("it was not changed").
-		Remedy("see what was written: zodbrepl inspect %s; keep a copy if it matters; then move it and %s away, and watch builds it anew", s.data, statePath(s.data))
+		Remedy("see what was written: zodbrepl inspect %s; %s", s.data, s.anew())
+}
+
+func (s *standby) anew() string {
+	return fmt.Sprintf("keep a copy if it matters; then move %s and %s away, and watch builds it anew", s.data, statePath(s.data))
+}
+
+// diverges refuses a Data.fs of so many bytes that does not have at the position what was applied.
+func (s *standby) diverges(size int64) error {
+	at := s.state.Applied
+	if size < at.Position {
+		return s.diverged(fmt.Sprintf("it has only %d bytes, not %d", size, at.Position))
+	}
+	holds, err := at.holds(s.file)
+	if err == nil && !holds {
+		return s.diverged(fmt.Sprintf("its bytes before position %d are not those that were applied", at.Position))
+	}
+	return err
 }
 
 // unchanged is the cheap check before each replay that nobody else has written to Data.fs.
 func (s *standby) unchanged() error {
-	size, err := s.file.Size()
+	onDisk, err := os.Stat(s.data)
+	if s.osf == nil {
+		if err == nil && onDisk.Size() > 0 {
+			return s.diverged("it was missing or empty, and somebody else has made it since")
+		}
+		return nil
+	}
+	if errors.Is(err, fs.ErrNotExist) {
+		return s.diverged("it is gone")
+	}
 	if err != nil {
 		return err
 	}
-	if size != s.state.Applied.Position {
-		return s.diverged(fmt.Sprintf("it has %d bytes, not %d", size, s.state.Applied.Position))
-	}
-	onDisk, err := os.Stat(s.data)
+	fi, err := s.osf.Stat()
 	if err != nil {
-		return s.diverged(err.Error())
+		return err
 	}
-	if fi, err := s.osf.Stat(); err != nil || !os.SameFile(fi, onDisk) {
+	if !os.SameFile(fi, onDisk) {
 		return s.diverged("it was replaced by another file")
 	}
-	holds, err := s.state.Applied.holds(s.file)
-	if err == nil && !holds {
-		return s.diverged(fmt.Sprintf("its bytes before position %d are not those that were applied", s.state.Applied.Position))
+	position := s.state.Applied.Position
+	if position == 0 {
+		position = s.found
 	}
-	return err
+	if fi.Size() > position {
+		return s.diverged(fmt.Sprintf("it has %d bytes, not %d: somebody else wrote to it", fi.Size(), position))
+	}
+	if s.state.Applied.Position == 0 && fi.Size() == position {
+		return nil
+	}
+	return s.diverges(fi.Size())
 }
 
 // cut brings Data.fs back to the recorded position.
 func (s *standby) cut() error {
 	if err := s.osf.Truncate(s.state.Applied.Position); err != nil {
-		return err
+		return s.unwritable(err)
 	}
 	if err := s.osf.Sync(); err != nil {
-		return err
+		return s.unwritable(err)
 	}
 	st := s.state
 	st.Next = nil
 	if err := st.write(s.data); err != nil {
-		return err
+		return s.unwritable(err)
 	}
 	s.state = st
-	s.index, s.indexSaved = nil, false
 	return nil
-}
-
-// adopt takes a Data.fs that has no state: none at all, or one that is a verified prefix of the newest chain.
-func (s *standby) adopt(ctx context.Context, open func() (*incremental.Repository, error)) error {
-	if s.file == nil {
-		return nil // the first full builds it
-	}
-	repo, err := open()
-	if err != nil {
-		return err
-	}
-	chains, _, err := repo.Chains(ctx)
-	if err != nil {
-		return err
-	}
-	refuse := func(how string) error {
-		return fault.New(fault.Diverged, "%s has no state file, and %s", s.data, how).
-			Keeping("it was not changed").
-			Remedy("if it is an old copy, move it away, and watch builds it anew; if its transactions matter, keep it")
-	}
-	if len(chains) == 0 || chains[len(chains)-1].Last().Manifest == nil {
-		return refuse(fmt.Sprintf("%s has no chain with manifests to compare it with", repo.Source()))
-	}
-	chain := chains[len(chains)-1]
-	ext, err := s.file.Committed(ctx, filestorage.MagicSize)
-	if err != nil {
-		return err
-	}
-	s.log.Info("comparing a Data.fs that has no state with the chain", "storage", s.data, "bytes", ext.End, "chain", chain.Stamp)
-	st := State{Role: Standby, Lineage: chain.Last().Manifest.Lineage, Epoch: chain.Last().Manifest.Epoch}
-	for _, inc := range chain.Increments {
-		if inc.End > ext.End {
-			same, err := prefixOf(ctx, s.file, ext.End, repo, inc)
-			if err != nil {
-				return err
-			}
-			if !same {
-				return refuse(fmt.Sprintf("it differs from the chain %s after position %d", chain.Stamp, inc.Start))
-			}
-			return s.adopted(st, ext)
-		}
-		sum := md5.New()
-		if _, err := io.Copy(sum, &ctxReader{ctx, s.file.Section(inc.Start, inc.End)}); err != nil {
-			return err
-		}
-		if hex.EncodeToString(sum.Sum(nil)) != inc.MD5 {
-			return refuse(fmt.Sprintf("it differs from the chain %s between positions %d and %d", chain.Stamp, inc.Start, inc.End))
-		}
-		m := inc.Manifest
-		st.Epoch = m.Epoch
-		st.Applied = Applied{Chain: m.Chain, Stamp: m.Stamp, Position: m.End, LastTID: m.LastTID, Tail: m.Tail, Time: s.now().UTC()}
-	}
-	if ext.End > chain.End() {
-		return refuse(fmt.Sprintf("it has transactions up to %s, but the chain %s ends at %s: it is ahead of the repository", ext.Last, chain.Stamp, st.Applied.LastTID))
-	}
-	return s.adopted(st, ext)
-}
-
-// adopted records the state of an adopted Data.fs and cuts off what belongs to an increment that is not whole here.
-func (s *standby) adopted(st State, ext filestorage.Extent) error {
-	s.state = st
-	if st.Applied.Position == 0 {
-		return nil // a prefix of the full only: the full will replace it
-	}
-	size, err := s.file.Size()
-	if err != nil {
-		return err
-	}
-	if size > st.Applied.Position {
-		s.state.Next = &Applied{Position: size, LastTID: ext.Last, Tail: st.Applied.Tail}
-	}
-	if err := s.state.write(s.data); err != nil {
-		return err
-	}
-	s.log.Info("adopted", "storage", s.data, "position", st.Applied.Position, "tid", st.Applied.LastTID)
-	if s.state.Next != nil {
-		return s.cut()
-	}
-	return nil
-}
-
-// prefixOf says whether the bytes of f from inc.Start to end are those that inc begins with.
-func prefixOf(ctx context.Context, f *filestorage.File, end int64, repo *incremental.Repository, inc incremental.Increment) (bool, error) {
-	c := &comparer{r: f, pos: inc.Start, end: end, same: true}
-	err := repo.Copy(ctx, inc, c)
-	return c.same && c.err == nil, errors.Join(err, c.err)
-}
-
-// comparer compares what is written to it with a part of a file.
-type comparer struct {
-	r        io.ReaderAt
-	pos, end int64
-	buf      []byte
-	same     bool
-	err      error
-}
-
-func (c *comparer) Write(p []byte) (int, error) {
-	n := len(p)
-	p = p[:min(int64(len(p)), max(0, c.end-c.pos))]
-	if cap(c.buf) < len(p) {
-		c.buf = make([]byte, len(p))
-	}
-	if len(p) > 0 && c.same {
-		if _, err := c.r.ReadAt(c.buf[:len(p)], c.pos); err != nil {
-			c.err = err
-		}
-		c.same = bytes.Equal(c.buf[:len(p)], p)
-	}
-	c.pos += int64(n)
-	return n, nil
-}
-
-type ctxReader struct {
-	ctx context.Context
-	r   io.Reader
-}
-
-func (c *ctxReader) Read(p []byte) (int, error) {
-	if err := c.ctx.Err(); err != nil {
-		return 0, err
-	}
-	return c.r.Read(p)
 }
 
 // needIndex loads or builds the index of Data.fs as it is.
 func (s *standby) needIndex(ctx context.Context) error {
-	if s.index != nil || s.file == nil {
+	if s.index != nil || s.file == nil || s.state.Applied.Position == 0 {
 		return nil
 	}
 	position := s.state.Applied.Position
@@ -406,6 +374,9 @@ func (s *standby) needIndex(ctx context.Context) error {
 		s.indexSaved = from == position
 	}
 	if _, err := s.file.ExtendIndex(ctx, index, from, position, nil); err != nil {
+		if errors.Is(err, fault.Unverified) { // what was applied was good
+			return s.diverged(err.Error())
+		}
 		return err
 	}
 	s.index = index

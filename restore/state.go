@@ -1,12 +1,10 @@
 package restore
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
-
 	"io/fs"
 	"os"
 	"time"
@@ -95,12 +93,11 @@ func ReadState(data string) (s State, ok bool, err error) {
 	if err != nil {
 		return s, false, err
 	}
-	dec := json.NewDecoder(bytes.NewReader(b))
-	if err = dec.Decode(&s); err == nil {
+	if err = json.Unmarshal(b, &s); err == nil {
 		err = s.validate()
 	}
 	if err != nil {
-		return s, false, fault.New(nil, "state file %s", statePath(data)).Because(err).
+		return State{}, false, fault.New(nil, "state file %s", statePath(data)).Because(err).
 			Keeping("Data.fs was not touched").
 			Remedy("if this host is to be a standby, move the state file away and start watch: it adopts a Data.fs that is a verified prefix of the chain")
 	}
@@ -113,10 +110,38 @@ func (s State) validate() error {
 		return fmt.Errorf("format %d, this program knows %d", s.Format, stateFormat)
 	case s.Role != Standby && s.Role != Promoted:
 		return fmt.Errorf("unknown role %q", s.Role)
+	case s.Lineage == "" && s.Epoch == 0 && s.Role == Standby && s.Applied == (Applied{}) && s.Next == nil:
+		return nil // it has found nothing to begin with so far
 	case s.Lineage == "" || s.Epoch < 1:
 		return fmt.Errorf("no lineage and epoch")
-	case s.Applied.Position < 0 || s.Applied.Tail.Size != min(s.Applied.Position, incremental.TailSize):
-		return fmt.Errorf("position %d with a tail proof of %d bytes", s.Applied.Position, s.Applied.Tail.Size)
+	case s.Role == Promoted && (s.Applied.Position == 0 || s.Next != nil):
+		return fmt.Errorf("promoted at position %d, in the middle of an increment or before the first", s.Applied.Position)
+	case s.Applied.Position == 0 && s.Next != nil && !s.Next.Whole:
+		return fmt.Errorf("an increment continues nothing")
+	}
+	if err := s.Applied.validate(); err != nil {
+		return err
+	}
+	if s.Next != nil {
+		if err := s.Next.validate(); err != nil {
+			return fmt.Errorf("next: %w", err)
+		}
+		if !s.Next.Whole && s.Next.Position < s.Applied.Position {
+			return fmt.Errorf("next: position %d, before %d", s.Next.Position, s.Applied.Position)
+		}
+	}
+	return nil
+}
+
+func (a Applied) validate() error {
+	if a.Position == 0 {
+		return nil
+	}
+	if a.Position < filestorage.MagicSize {
+		return fmt.Errorf("position %d", a.Position)
+	}
+	if a.Tail.Size > a.Position || a.Tail.Size > incremental.TailSize || a.Tail.Size < filestorage.MagicSize {
+		return fmt.Errorf("position %d with a tail proof of %d bytes", a.Position, a.Tail.Size)
 	}
 	return nil
 }

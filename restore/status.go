@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"time"
 
 	"zodbrepl/filestorage"
@@ -53,7 +54,10 @@ func ReadStatus(ctx context.Context, o StatusOptions) (Status, error) {
 		}
 	} else if !ok {
 		return s, fault.New(nil, "neither a Data.fs nor a state file").Because(err).Remedy("check the path given with --data")
+	} else if !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, filestorage.ErrNotFileStorage) {
+		return s, err
 	}
+	unreadable := err
 	if s.LockedBy, _, err = filestorage.LockHolder(o.Data); err != nil {
 		return s, err
 	}
@@ -63,11 +67,14 @@ func ReadStatus(ctx context.Context, o StatusOptions) (Status, error) {
 	}
 	s.Role, s.Lineage, s.Epoch, s.Condition, s.Promotion = string(st.Role), st.Lineage, st.Epoch, st.Condition, st.Promotion
 	s.Chain, s.Stamp, s.Position = st.Applied.Chain, st.Applied.Stamp, st.Applied.Position
-	s.LastTID, s.LastTime, s.Applied = st.Applied.LastTID, st.Applied.LastTID.Time(), st.Applied.Time
+	s.LastTID, s.Applied = st.Applied.LastTID, st.Applied.Time
+	if s.LastTID != 0 {
+		s.LastTime = s.LastTID.Time()
+	}
 	if st.Role == Promoted {
 		return s, nil
 	}
-	if err := s.compare(f, st); err != nil {
+	if err := s.compare(f, unreadable, st); err != nil {
 		return s, err
 	}
 	if o.Source != nil && s.Condition.Name != conditionDiverged {
@@ -76,14 +83,14 @@ func ReadStatus(ctx context.Context, o StatusOptions) (Status, error) {
 	return s, nil
 }
 
-// compare says whether Data.fs is what the state says.
-func (s *Status) compare(f *filestorage.File, st State) error {
+// compare says whether Data.fs, which could not be read if there is an error, is what the state says.
+func (s *Status) compare(f *filestorage.File, unreadable error, st State) error {
 	why := ""
 	switch {
 	case st.Applied.Position == 0 || st.Next != nil:
 		return nil // nothing applied yet, or in the middle of it
-	case f == nil:
-		why = "it is missing"
+	case unreadable != nil:
+		why = unreadable.Error()
 	case s.Size != st.Applied.Position:
 		why = fmt.Sprintf("it has %d bytes, not %d", s.Size, st.Applied.Position)
 	default:
@@ -98,19 +105,26 @@ func (s *Status) compare(f *filestorage.File, st State) error {
 	if why == "" {
 		return nil
 	}
-	if again, _, err := ReadState(s.Data); err == nil && again.Applied != st.Applied {
+	if again, _, err := ReadState(s.Data); err == nil && (again.Next != nil || again.Applied != st.Applied) {
 		return nil // a watch went on between the two looks
 	}
-	err := (&standby{data: s.Data, state: st}).diverged(why)
-	s.Condition = conditionOf(err)
+	s.set(conditionOf((&standby{data: s.Data, state: st}).diverged(why)))
 	return nil
+}
+
+// set replaces the recorded condition; since when it is so is known only when it is the recorded one.
+func (s *Status) set(c Condition) {
+	if c.Name == s.Condition.Name {
+		c.Since = s.Condition.Since
+	}
+	s.Condition = c
 }
 
 // look compares the state with the source.
 func (s *Status) look(ctx context.Context, src incremental.Source, st State) {
 	repo, err := incremental.Open(ctx, src)
 	if err != nil {
-		s.Condition = conditionOf(&sourceError{err})
+		s.set(conditionOf(unreadable(err)))
 		return
 	}
 	p, err := planFor(ctx, repo, st)
@@ -125,8 +139,8 @@ func (s *Status) look(ctx context.Context, src incremental.Source, st State) {
 	err = errors.Join(err, p.blocked, p.stale)
 	switch recorded := s.Condition.Name; {
 	case err != nil:
-		s.Condition = conditionOf(err)
+		s.set(conditionOf(err))
 	case s.Pending > 0 && (recorded == conditionCurrent || recorded == ""):
-		s.Condition = Condition{Name: "behind", Message: fmt.Sprintf("%d increments are to be applied", s.Pending), Since: s.Condition.Since}
+		s.Condition = Condition{Name: conditionBehind, Message: fmt.Sprintf("%d increments are to be applied", s.Pending), Since: s.Condition.Since}
 	}
 }

@@ -33,6 +33,7 @@ type WatchOptions struct {
 	Now  func() time.Time
 
 	crash func(point string)
+	spool int // instead of spoolSize
 }
 
 // DefaultInterval is the time between two looks at the source.
@@ -64,27 +65,35 @@ func Watch(ctx context.Context, o WatchOptions) (WatchResult, error) {
 	if w.Interval == 0 {
 		w.Interval = DefaultInterval
 	}
+	var err error
+	if w.Data, err = filepath.Abs(o.Data); err != nil {
+		return WatchResult{}, err
+	}
 	if err := refuseAddresses(o.RefuseIfAddress); err != nil {
 		return WatchResult{}, err
 	}
-	if promotionUnderWay(o.Data) {
-		return WatchResult{}, steppedAside(o.Data)
+	if promotionUnderWay(w.Data) {
+		return WatchResult{}, steppedAside(w.Data)
 	}
 	inner, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	go w.stepAside(inner, cancel)
-	w.standby = &standby{data: o.Data, log: w.Log, now: w.Now, crash: o.crash}
-	err := openStandby(inner, w.standby, func() (*incremental.Repository, error) { return incremental.Open(inner, o.Source) })
-	if err == nil {
+	w.standby = &standby{data: w.Data, log: w.Log, now: w.Now, crash: o.crash, spool: o.spool}
+	var ended error // by what ended the watch, its index could not be written or its lock not be given back
+	if err = openStandby(inner, w.standby, o.Source); err == nil {
+		if w.Once {
+			w.logged = w.standby.state.Condition
+		}
 		err = w.run(inner)
-		err = errors.Join(err, w.stop())
+		ended = w.stop(inner)
 	}
-	if cause := context.Cause(inner); cause != nil && !errors.Is(cause, context.Canceled) {
-		err = cause // a promotion; what it interrupted is not of interest
-	} else if ctx.Err() != nil && errors.Is(err, context.Canceled) {
+	if inner.Err() != nil && errors.Is(err, inner.Err()) {
 		err = nil
+		if ctx.Err() == nil {
+			err = context.Cause(inner) // a promotion
+		}
 	}
-	return WatchResult{Increments: w.applied, State: w.standby.state}, err
+	return WatchResult{Increments: w.applied, State: w.standby.state}, errors.Join(err, ended)
 }
 
 type watcher struct {
@@ -92,6 +101,9 @@ type watcher struct {
 	standby *standby
 	applied int
 	told    incremental.Answer
+	logged  Condition
+	// unrecorded is why the condition could not be written, as it was logged.
+	unrecorded string
 }
 
 // stepAside cancels the watch when a promotion waits for it.
@@ -112,26 +124,24 @@ func (w *watcher) stepAside(ctx context.Context, cancel context.CancelCauseFunc)
 func (w *watcher) run(ctx context.Context) error {
 	hints, stop := w.hints()
 	defer stop()
-	if !w.Once {
-		// A promotion should not have to build it.
-		if err := w.standby.needIndex(ctx); err != nil {
-			return err
-		}
-	}
 	for {
 		if err := refuseAddresses(w.RefuseIfAddress); err != nil {
 			return errors.Join(err, w.note(ctx, err))
 		}
-		n, err := w.standby.catchUp(ctx, w.Source)
-		w.applied += n
+		err := w.look(ctx)
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
-		if nerr := w.note(ctx, err); nerr != nil {
+		nerr := w.note(ctx, err)
+		if w.Once || errors.Is(err, fault.Refused) || errors.Is(err, fault.Diverged) {
 			return errors.Join(err, nerr)
 		}
-		if w.Once || errors.Is(err, fault.Refused) || errors.Is(err, fault.Diverged) {
-			return err
+		if nerr != nil && nerr.Error() != w.unrecorded { // a full disk, say; it is tried again at the next look
+			w.Log.Error("the condition could not be recorded", "storage", w.Data, "cause", nerr)
+		}
+		w.unrecorded = ""
+		if nerr != nil {
+			w.unrecorded = nerr.Error()
 		}
 		select {
 		case <-ctx.Done():
@@ -142,6 +152,22 @@ func (w *watcher) run(ctx context.Context) error {
 	}
 }
 
+// look applies what is there.
+func (w *watcher) look(ctx context.Context) error {
+	if !w.Once && w.standby.state.Next == nil {
+		if err := w.standby.needIndex(ctx); err != nil {
+			return err
+		}
+	}
+	n, err := w.standby.catchUp(ctx, w.Source)
+	w.applied += n
+	if w.Once || errors.Is(err, fault.Refused) || errors.Is(err, fault.Diverged) || w.standby.state.Next != nil {
+		return err
+	}
+	// A promotion, or the end, should not have to build it.
+	return errors.Join(err, w.standby.needIndex(ctx))
+}
+
 // hints tells of changes in the directory. Events may be lost, and there are none from other hosts.
 func (w *watcher) hints() (<-chan fsnotify.Event, func()) {
 	if w.Hint == "" || w.Once {
@@ -149,7 +175,9 @@ func (w *watcher) hints() (<-chan fsnotify.Event, func()) {
 	}
 	n, err := fsnotify.NewWatcher()
 	if err == nil {
-		err = n.Add(w.Hint)
+		if err = n.Add(w.Hint); err != nil {
+			n.Close()
+		}
 	}
 	if err != nil {
 		w.Log.Debug("no hints from the file system; looking at every interval", "source", w.Hint, "cause", err)
@@ -178,25 +206,44 @@ func (w *watcher) hints() (<-chan fsnotify.Event, func()) {
 func (w *watcher) note(ctx context.Context, err error) error {
 	s := w.standby
 	c := conditionOf(err)
-	changed := c.Name != s.state.Condition.Name || c.Message != s.state.Condition.Message
-	if changed && s.state.Lineage != "" {
-		c.Since = w.Now().UTC()
-		st := s.state
-		st.Condition, st.Source = c, w.Source.String()
-		if err := st.write(s.data); err != nil {
-			return err
+	if c.Name != w.logged.Name || c.Message != w.logged.Message {
+		w.logged = c
+		if err != nil {
+			w.Log.Error("not following", "storage", w.Data, "condition", c.Name, "cause", c.Message, "next", c.Next)
+		} else {
+			w.Log.Info("current", "storage", w.Data, "position", s.state.Applied.Position, "tid", s.state.Applied.LastTID)
 		}
-		s.state = st
-	} else {
-		s.state.Condition.Name, s.state.Condition.Message = c.Name, c.Message
 	}
-	if changed && err != nil {
-		w.Log.Error("not following", "storage", w.Data, "condition", c.Name, "cause", c.Message, "next", c.Next)
-	} else if changed {
-		w.Log.Info("current", "storage", w.Data, "position", s.state.Applied.Position, "tid", s.state.Applied.LastTID)
+	st := s.state
+	if c.Name != st.Condition.Name || c.Message != st.Condition.Message {
+		c.Since = w.Now().UTC()
+		st.Condition = c
 	}
+	st.Source = sourceName(w.Source)
+	if st.Condition == s.state.Condition && st.Source == s.state.Source {
+		w.tell(ctx)
+		return nil
+	}
+	// A Data.fs that is there and was not adopted is perhaps no standby's.
+	if st.Lineage != "" || s.osf == nil {
+		st.Role = Standby
+		if err := st.write(s.data); err != nil {
+			return s.unwritable(err)
+		}
+	}
+	s.state = st
 	w.tell(ctx)
 	return nil
+}
+
+// sourceName names a source so that a run in another working directory finds it.
+func sourceName(src incremental.Source) string {
+	if dir, ok := src.(incremental.Dir); ok {
+		if path, err := filepath.Abs(string(dir)); err == nil {
+			return path
+		}
+	}
+	return src.String()
 }
 
 // tell sends the answer when it has changed. That it cannot be sent, because the source is read-only, hinders nothing.
@@ -208,11 +255,13 @@ func (w *watcher) tell(ctx context.Context) {
 	if a == w.told {
 		return
 	}
-	w.told = a
-	a.Updated = w.Now().UTC()
-	if err := w.Tell(ctx, a); err != nil {
+	updated := a
+	updated.Updated = w.Now().UTC()
+	if err := w.Tell(ctx, updated); err != nil {
 		w.Log.Debug("the answer could not be sent", "source", w.Source, "cause", err)
+		return
 	}
+	w.told = a
 }
 
 func answerOf(data string, st State) incremental.Answer {
@@ -222,97 +271,18 @@ func answerOf(data string, st State) incremental.Answer {
 		Condition: st.Condition.Name, Message: st.Condition.Message}
 }
 
-// The names of conditions.
-const (
-	conditionCurrent   = "current"
-	conditionGap       = "gap"
-	conditionBad       = "bad-increment"
-	conditionStale     = "stale-epoch"
-	conditionDiverged  = "divergence"
-	conditionNoSource  = "source-unreadable"
-	conditionUnwritten = "failed"
-)
-
-func conditionOf(err error) Condition {
-	if err == nil {
-		return Condition{Name: conditionCurrent}
-	}
-	c := Condition{Name: conditionUnwritten, Message: err.Error(), Next: fault.Next(err)}
-	var src *sourceError
-	switch {
-	case errors.Is(err, fault.Diverged):
-		c.Name = conditionDiverged
-	case errors.Is(err, fault.Refused):
-		c.Name = conditionStale
-	case errors.Is(err, fault.Gap):
-		c.Name = conditionGap
-	case errors.Is(err, fault.Unverified):
-		c.Name = conditionBad
-	case errors.As(err, &src):
-		c.Name = conditionNoSource
-	}
-	return c
-}
-
-// stop writes the index, so that a ZEO server starts at once, and gives the lock back.
-func (w *watcher) stop() error {
+// stop writes the index, so that a ZEO server starts at once, and gives the lock back. It does not begin to build an
+// index when ctx is done.
+func (w *watcher) stop(ctx context.Context) error {
 	s := w.standby
 	var err error
 	// A run that applied nothing leaves the index that there is: it is of this file, only older. A file that
 	// somebody else has changed keeps his.
-	if s.file != nil && s.state.Next == nil && (!w.Once || w.applied > 0) && s.unchanged() == nil {
-		err = s.saveIndex(context.Background())
+	_, none := os.Stat(s.data + ".index")
+	if s.state.Next == nil && (!w.Once || w.applied > 0 || none != nil) && (s.index != nil || ctx.Err() == nil) && s.unchanged() == nil {
+		if err = s.saveIndex(ctx); ctx.Err() != nil && errors.Is(err, ctx.Err()) {
+			err = nil
+		}
 	}
 	return errors.Join(err, s.close())
-}
-
-// sourceError is a source that cannot be read.
-type sourceError struct{ err error }
-
-func (e *sourceError) Error() string { return e.err.Error() }
-func (e *sourceError) Unwrap() error { return e.err }
-
-// catchUp applies what the source offers, and returns how many increments that were.
-func (s *standby) catchUp(ctx context.Context, src incremental.Source) (applied int, err error) {
-	if s.state.Applied.Position > 0 {
-		if err := s.unchanged(); err != nil {
-			return 0, err
-		}
-	}
-	for {
-		repo, err := incremental.Open(ctx, src)
-		if err != nil {
-			return applied, &sourceError{err}
-		}
-		p, err := planFor(ctx, repo, s.state)
-		if err != nil {
-			return applied, err
-		}
-		for _, m := range p.steps {
-			seg, err := segmentOf(repo, m, s.now())
-			if err != nil {
-				return applied, err
-			}
-			if seg.Whole {
-				err = s.replace(ctx, seg)
-			} else {
-				err = s.append(ctx, seg)
-			}
-			if err != nil {
-				return applied, err
-			}
-			applied++
-		}
-		switch {
-		case p.blocked != nil:
-			return applied, p.blocked
-		case p.stale != nil:
-			return applied, p.stale
-		case len(p.steps) == 0 && p.head == nil && s.state.Lineage == "":
-			return applied, fault.New(fault.Gap, "%s holds no full to begin with", src).
-				Keeping("nothing was changed").Remedy("run on the master: zodbrepl backup, then zodbrepl ship")
-		case len(p.steps) == 0:
-			return applied, nil
-		}
-	}
 }
