@@ -33,6 +33,14 @@ func collect(f *filestorage.File, end int64) (tids []filestorage.TID, err error)
 	return tids, nil
 }
 
+// endOf is where the committed part ends, also of a file that ZODB itself fails to open.
+func endOf(g fixturetest.Golden) int64 {
+	if g.End == nil {
+		return g.GoodTo
+	}
+	return *g.End
+}
+
 func TestBackwardsIsForwardsTurnedRound(t *testing.T) {
 	for _, name := range fixturetest.Names(t) {
 		if strings.HasPrefix(name, "bad-") {
@@ -43,7 +51,7 @@ func TestBackwardsIsForwardsTurnedRound(t *testing.T) {
 			f := openFile(t, fixturetest.Path(t, name))
 			e, err := f.LastCommit(context.Background())
 			require.NoError(t, err)
-			require.Equal(t, *want.End, e.End)
+			require.Equal(t, endOf(want), e.End)
 			require.Equal(t, want.Size-e.End, e.InFlight)
 			require.Equal(t, e.InFlight > 0, e.Tail != filestorage.TailClean)
 
@@ -109,10 +117,12 @@ func TestCheckFileFindsWhatFstestFinds(t *testing.T) {
 				return
 			}
 			require.Zero(t, h.PrevMismatches)
-			require.Equal(t, *want.End, h.End)
+			require.Equal(t, endOf(want), h.End)
 			require.EqualValues(t, len(want.Transactions), h.Transactions)
 			require.Equal(t, want.LastTID, h.LastTID)
-			require.Len(t, want.Index.Entries, h.Objects)
+			if want.Index != nil {
+				require.Len(t, want.Index.Entries, h.Objects)
+			}
 			var records, back, deleted int64
 			for _, txn := range want.Transactions {
 				for _, r := range txn.Records {

@@ -19,7 +19,7 @@ func backupCommand() *cli.Command {
 			&cli.StringFlag{Name: "repository", Aliases: []string{"r"}, Usage: "the `DIR` that holds the backups; it must exist"},
 			&cli.BoolFlag{Name: "full", Aliases: []string{"F"}, Usage: "make a full, and so begin a new chain"},
 			&cli.BoolFlag{Name: "deep", Usage: "compare all that is backed up with Data.fs first, not only its end"},
-			&cli.StringFlag{Name: "codec", Usage: "how increments are stored: `gzip` or none", Value: "gzip"},
+			&cli.StringFlag{Name: "codec", Usage: "the `CODEC` that increments are stored with: gzip or none", Value: "gzip"},
 			&cli.StringSliceFlag{Name: "ship", Usage: "carry the increments to `TARGET` afterwards, as ship does; may be repeated"},
 			jsonFlag, verboseFlag,
 		},
@@ -47,7 +47,7 @@ func backupAction(c *cli.Context) error {
 	})
 	done()
 	if err != nil {
-		return err
+		return keeping(err, "Data.fs, and what was backed up before")
 	}
 	tellFull(log, res)
 	out := struct {

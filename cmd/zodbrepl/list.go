@@ -35,7 +35,7 @@ func listAction(c *cli.Context) error {
 	defer source.Close()
 	listing, err := incremental.List(c.Context, source)
 	if err != nil {
-		return err
+		return keeping(err, "everything; files were only read")
 	}
 	return report(c, listing, func(w io.Writer) { printListing(w, listing) })
 }

@@ -37,7 +37,7 @@ func run(args []string, stdout, stderr io.Writer) int {
 	var told *toldError
 	if err != nil && !errors.As(err, &told) {
 		if ctx.Err() != nil && errors.Is(err, context.Canceled) {
-			err = fmt.Errorf("stopped by a signal")
+			err = fault.New(nil, "stopped by a signal").Keeping("%s", fault.Kept(err))
 		}
 		fmt.Fprintf(stderr, "zodbrepl: %s\n", fault.Explain(err))
 	}
@@ -66,7 +66,7 @@ func newApp(stdout, stderr io.Writer) *cli.App {
 		},
 		Action: func(c *cli.Context) error {
 			if c.NArg() > 0 {
-				return fault.New(fault.Usage, "unknown command %q", c.Args().First()).Remedy("zodbrepl --help lists the commands")
+				return fault.New(fault.Usage, "unknown command %q", c.Args().First()).Keeping("nothing was done").Remedy("zodbrepl --help lists the commands")
 			}
 			if err := cli.ShowAppHelp(c); err != nil {
 				return err
@@ -81,7 +81,7 @@ func usageError(c *cli.Context, err error, _ bool) error {
 	if c.Command != nil && c.Command.Name != "" && c.Command.Name != "zodbrepl" {
 		help = "zodbrepl " + c.Command.Name + " --help"
 	}
-	return fault.New(fault.Usage, "command line").Because(err).Remedy("%s tells the options", help)
+	return fault.New(fault.Usage, "command line").Because(err).Keeping("nothing was done").Remedy("%s tells the options", help)
 }
 
 // command completes a command: it takes exactly the named arguments and no others, and its help has an example and
@@ -125,6 +125,14 @@ var exitCodes = map[int]string{
 	5:  "divergence: two histories",
 	6:  "gap: a piece is missing or incomplete",
 	75: "busy: another run holds the lock, try again later",
+}
+
+// keeping adds to the failure of a command what it leaves untouched, where the error does not say so itself.
+func keeping(err error, what string) error {
+	if err == nil || fault.Kept(err) != "" {
+		return err
+	}
+	return fault.New(nil, "").Because(err).Keeping("%s", what)
 }
 
 // need fails when a required option is missing.

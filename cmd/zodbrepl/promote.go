@@ -21,7 +21,7 @@ func promoteCommand() *cli.Command {
 			&cli.StringFlag{Name: "from", Usage: "the `DIR` to drain first; by default the one that watch followed"},
 			&cli.BoolFlag{Name: "no-drain", Usage: "take the standby as it is, without looking at the directory"},
 			&cli.StringFlag{Name: "exec", Usage: "shell `COMMAND` that starts the ZEO server, run at the end"},
-			&cli.DurationFlag{Name: "wait", Usage: "how long to wait for a running watch to step aside", Value: restore.DefaultWait},
+			&cli.DurationFlag{Name: "wait", Usage: "the `TIME` to wait for a running watch to step aside", Value: restore.DefaultWait},
 			jsonFlag, verboseFlag,
 		},
 		Action: promoteAction,

@@ -26,7 +26,7 @@ func recoverCommand() *cli.Command {
 	}, nil, `Takes every transaction up to the moment, included. A date that is not written out means the end of that day, hour,
 minute or second. Everything is verified while it is written; the output gets its name, and its Data.fs.index, only when
 all was good, and until then an existing one stays as it was. Repositories that repozo made can be recovered too.`,
-		"zodbrepl recover -r /var/backups/zodb -o /srv/zeo/Data.fs --at 2024-03-01-10-30", 3, 4, 6, 75)
+		"zodbrepl recover -r /var/backups/zodb -o /srv/zeo/Data.fs --at 2024-03-01-10-30", 3, 4, 5, 6, 75)
 }
 
 func recoverAction(c *cli.Context) error {
@@ -36,11 +36,12 @@ func recoverAction(c *cli.Context) error {
 	toStdout, dry := c.Bool("stdout"), c.Bool("dry-run")
 	switch output := c.String("output"); {
 	case output != "" && toStdout:
-		return fault.New(fault.Usage, "recover: --output and --stdout exclude each other").Keeping("nothing was done")
+		return fault.New(fault.Usage, "recover: --output and --stdout exclude each other").Keeping("nothing was done").Remedy("zodbrepl recover --help")
 	case output == "" && !toStdout && !dry:
 		return fault.New(fault.Usage, "recover: --output or --stdout is required").Keeping("nothing was done").Remedy("zodbrepl recover --help")
 	case toStdout && !dry && c.Bool("json"):
-		return fault.New(fault.Usage, "recover: --json and --stdout both want the standard output").Keeping("nothing was done")
+		return fault.New(fault.Usage, "recover: --json and --stdout both want the standard output").Keeping("nothing was done").
+			Remedy("leave out --json: what was recovered is told on standard error")
 	case toStdout && !dry && isTerminal(c.App.Writer):
 		return fault.New(fault.Usage, "recover: the standard output is a terminal").Keeping("nothing was done").Remedy("redirect it, or use --output")
 	}

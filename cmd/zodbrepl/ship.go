@@ -63,9 +63,10 @@ func ship(c *cli.Context, repository string, targets []string) ([]transport.Targ
 			show = func(_, _ string, n, total int64) { tell(n, total) }
 		}
 	}
-	return transport.Ship(c.Context, transport.ShipOptions{
+	results, err := transport.Ship(c.Context, transport.ShipOptions{
 		Repository: incremental.Dir(repository), Targets: targets, Log: logger(c, c.Bool("verbose")), Progress: show,
 	})
+	return results, keeping(err, "the repository, and what the targets have already")
 }
 
 func printShip(w io.Writer, results []transport.TargetResult) {

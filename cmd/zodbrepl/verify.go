@@ -39,7 +39,7 @@ func verifyAction(c *cli.Context) error {
 	if rerr := report(c, res, func(w io.Writer) { printVerification(w, res, c.Bool("verbose") || isTerminal(w)) }); err == nil {
 		err = rerr
 	}
-	return err
+	return keeping(err, "everything; files were only read")
 }
 
 func printVerification(w io.Writer, r incremental.VerifyResult, verbose bool) {
