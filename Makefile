@@ -1,0 +1,80 @@
+# What there is to make, with a line on each: make help
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+# Two lines of a recipe never run at once, whatever -j says: the steps time themselves and share bin/.
+.NOTPARALLEL:
+
+GO := $(shell command -v go || echo /usr/local/go/bin/go)
+export PATH := $(dir $(GO)):$(PATH)
+
+VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+COMMIT  := $(shell git rev-parse HEAD 2>/dev/null || echo unknown)
+LDFLAGS := -X main.version=$(VERSION) -X main.commit=$(COMMIT)
+BUILD   := CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false -ldflags '$(LDFLAGS)'
+
+FUZZTIME   ?= 20s
+ROUNDS     ?= 1000
+BENCH_SIZE ?= 1024
+BENCH_RUNS ?= 3
+# More arguments for go test, such as GOTESTFLAGS='-run TestShip -v'.
+GOTESTFLAGS ?=
+
+.PHONY: help
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+.PHONY: build
+build: ## bin/zodbrepl, one static binary
+	$(BUILD) -o bin/zodbrepl ./cmd/zodbrepl
+
+.PHONY: release
+release: ## the same for every platform that is promised: bin/zodbrepl-linux-{amd64,arm64}
+	for arch in amd64 arm64; do GOOS=linux GOARCH=$$arch $(BUILD) -o bin/zodbrepl-linux-$$arch ./cmd/zodbrepl; done
+
+.PHONY: test
+test: ## all tests that need Go alone
+	CGO_ENABLED=0 $(GO) test $(GOTESTFLAGS) ./...
+
+.PHONY: race
+race: ## the same under the race detector, which needs a C compiler
+	@command -v "$$($(GO) env CC)" >/dev/null || { echo "make race: Go's race detector needs a C compiler ($$($(GO) env CC)): apt-get install gcc libc6-dev" >&2; exit 1; }
+	CGO_ENABLED=1 $(GO) test -race $(GOTESTFLAGS) ./...
+
+.PHONY: interop
+interop: ## tests against the real ZODB, ZEO and repozo, which scripts/venv.sh installs
+	scripts/venv.sh
+	CGO_ENABLED=0 $(GO) test -tags interop -count=1 -timeout 20m $(GOTESTFLAGS) ./scripts/interop/...
+	CGO_ENABLED=0 $(GO) test -tags interop -count=1 -timeout 20m $(GOTESTFLAGS) ./scripts/kill -kill.rounds=60
+
+.PHONY: lint
+lint: ## gofmt, vet, staticcheck, shellcheck, tidy modules, imports one way
+	scripts/lint/lint.sh
+
+.PHONY: fuzz
+fuzz: ## every fuzz target for FUZZTIME (20s)
+	scripts/lint/fuzz.sh $(FUZZTIME)
+
+.PHONY: kill
+kill: ## kill backup, ship, watch and recover at random moments, ROUNDS (1000) times
+	CGO_ENABLED=0 $(GO) test -count=1 -timeout 0 -v ./scripts/kill -kill.rounds=$(ROUNDS) $(GOTESTFLAGS)
+
+.PHONY: demo
+demo: ## see the whole of it in a minute, without Python and root
+	@CGO_ENABLED=0 $(GO) run ./scripts/demo
+
+.PHONY: bench
+bench: build ## ratios against the real repozo and cp; BENCH_SIZE (1024) MiB, BENCH_RUNS (3)
+	scripts/venv.sh .venv
+	$(BUILD) -o bin/scan ./scripts/bench/scan
+	.venv/bin/python scripts/bench/bench.py --size $(BENCH_SIZE) --runs $(BENCH_RUNS)
+
+.PHONY: fixtures
+fixtures: ## write fixtures/data again, with the real ZODB
+	scripts/venv.sh .venv
+	.venv/bin/python fixtures/make.py
+
+.PHONY: clean
+clean: ## remove what was built, and the bench's data; the venvs stay
+	rm -rf bin bench-data
