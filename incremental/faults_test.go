@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"testing"
 	"time"
@@ -306,6 +307,9 @@ func asNobody(t *testing.T, do func()) {
 		return
 	}
 	const nobody = 65534
+	// The right belongs to the thread: another goroutine must not come to run on it.
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
 	require.NoError(t, unix.Setfsuid(nobody))
 	defer func() { require.NoError(t, unix.Setfsuid(0)) }()
 	do()

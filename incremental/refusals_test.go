@@ -237,9 +237,10 @@ func TestAStaleMastersIncrementInAChain(t *testing.T) {
 	_, err = Verify(t.Context(), w.repo, VerifyOptions{})
 	require.ErrorIs(t, err, fault.Refused)
 	require.ErrorContains(t, err, "a stale master wrote it")
-	// With the newest manifest unreadable too, the highest epoch that can be read still counts.
-	require.NoError(t, os.Remove(w.repo.Path(names(t, w.repo, manifestExt)[2])))
-	writeFile(t, w.repo.Path(ManifestName(m.Stamp)), "{")
+	// The newest manifest that can be read is the stale one's; the highest epoch counts.
+	stamp := m.Stamp.next(time.Time{})
+	writeFile(t, w.repo.Path(ManifestName(stamp)), "{")
+	writeFile(t, w.repo.Path(fileName(stamp, Delta, gzipCodec{})), "")
 	_, err = w.try(full)
 	require.ErrorIs(t, err, fault.Refused)
 	require.ErrorContains(t, err, "epoch 2 was seen")

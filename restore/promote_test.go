@@ -4,6 +4,7 @@ import (
 	"context"
 	"os"
 	"path/filepath"
+	"runtime"
 	"testing"
 	"time"
 
@@ -168,7 +169,12 @@ func TestAPromotionWaitsByTheRealClock(t *testing.T) {
 		o.Wait = waitLimit
 		o.Log = nil
 		o.Tell = func(context.Context, incremental.Answer) error { tries++; return nil }
-		go release()
+		go func() {
+			for !promotionUnderWay(p.data) {
+				runtime.Gosched()
+			}
+			release()
+		}()
 	})
 	require.NoError(t, err)
 	require.Equal(t, 1, tries)

@@ -2,18 +2,18 @@ package kill
 
 import (
 	"bytes"
+	"compress/gzip"
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"sort"
 	"strings"
 	"syscall"
-
-	"compress/gzip"
-	"io"
 )
 
 // What is checked here is read with nothing of zodbrepl's own: the format of a Data.fs, and how repozo reads a
@@ -123,6 +123,11 @@ func (h history) explain(what string, raw []byte) error {
 		near = append(near, fmt.Sprintf("%s (%d bytes): the first %d are the same", g.name, len(g.raw), n))
 	}
 	return fmt.Errorf("%s (%d bytes) is the prefix of nothing that the master ever was:\n%s", what, len(raw), strings.Join(near, "\n"))
+}
+
+// begins says whether some state of the master's file begins with raw.
+func (h history) begins(raw []byte) bool {
+	return slices.ContainsFunc(h, func(g generation) bool { return bytes.HasPrefix(g.raw, raw) })
 }
 
 // asRepozo returns the Data.fs that repozo -R gives: the newest full in the directory and all deltas after it, whatever

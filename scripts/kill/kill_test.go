@@ -160,7 +160,13 @@ func (w *world) afterKill(before []byte) {
 	}
 
 	recovered := w.content("recovered.fs")
-	if !bytes.Equal(recovered, before) {
+	switch {
+	case bytes.Equal(recovered, before):
+	case len(before) > 0 && bytes.HasPrefix(recovered, before):
+		// An earlier recovery is appended to in place: the old file, then a part of the new one, perhaps not to the end of
+		// a transaction. FileStorage cuts that off, and so does the next recovery.
+		require.True(t, w.history().begins(recovered), "what was recovered, %d bytes where %d were before, is a part of nothing", len(recovered), len(before))
+	default:
 		require.NoError(t, w.history().explain("what was recovered", recovered))
 	}
 	w.checkIndex("recovered.fs")

@@ -32,7 +32,6 @@ type world struct {
 	dir     string
 	usual   map[string]time.Duration
 	tally   *tally
-	settled []byte // recovered by the last run that was not killed
 
 	writer    *exec.Cmd
 	committed atomic.Int64 // bytes, by the writer that runs now
