@@ -14,6 +14,8 @@ import "strings"
 //	*.tmp                      what a run that died left; the next one removes it
 //	*.unpublished              an increment that is not what it should be, set aside; for people to remove
 const (
+	fullExt        = ".fs"
+	deltaExt       = ".deltafs"
 	manifestExt    = ".manifest"
 	datExt         = ".dat"
 	lockName       = "zodbrepl.lock"
@@ -24,9 +26,9 @@ const (
 
 func fileName(s Stamp, k Kind, c Codec) string {
 	if k == Full {
-		return string(s) + ".fs" + c.Suffix()
+		return string(s) + fullExt + c.Suffix()
 	}
-	return string(s) + ".deltafs" + c.Suffix()
+	return string(s) + deltaExt + c.Suffix()
 }
 
 // dataFile is what the name of a stored increment tells.
@@ -43,11 +45,18 @@ func parseDataName(name string) (dataFile, bool) {
 	if !ok {
 		return dataFile{}, false
 	}
-	for _, c := range codecs {
-		for _, k := range []Kind{Full, Delta} {
-			if name == fileName(s, k, c) {
-				return dataFile{s, k, c, name}, true
-			}
+	d := dataFile{stamp: s, name: name}
+	rest := name[len(s):]
+	if suffix, ok := strings.CutPrefix(rest, fullExt); ok {
+		d.kind, rest = Full, suffix
+	} else if suffix, ok := strings.CutPrefix(rest, deltaExt); ok {
+		d.kind, rest = Delta, suffix
+	} else {
+		return dataFile{}, false
+	}
+	for _, d.codec = range codecs {
+		if rest == d.codec.Suffix() {
+			return d, true
 		}
 	}
 	return dataFile{}, false

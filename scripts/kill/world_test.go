@@ -26,12 +26,12 @@ import (
 
 // world is a master with its repository, a shared directory, a standby and a recovered file, all in one directory.
 type world struct {
-	t       *testing.T
-	rng     *rand.Rand
-	bin     string // zodbrepl
-	dir     string
-	usual   map[string]time.Duration
-	tally   *tally
+	t     *testing.T
+	rng   *rand.Rand
+	bin   string // zodbrepl
+	dir   string
+	usual map[string]time.Duration
+	tally *tally
 
 	writer    *exec.Cmd
 	committed atomic.Int64 // bytes, by the writer that runs now
