@@ -3,7 +3,6 @@ package filestorage
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io/fs"
 	"maps"
 	"os"
@@ -158,7 +157,7 @@ func TestLoadIndex(t *testing.T) {
 	require.ErrorIs(t, err, errBroken)
 	require.NotErrorIs(t, err, ErrStaleIndex, "a disk that fails does not make an index stale")
 	_, _, err = other.file(t).LoadIndex(path)
-	require.ErrorIs(t, err, ErrStaleIndex, fmt.Sprint("the index of another file"))
+	require.ErrorIs(t, err, ErrStaleIndex, "the index of another file")
 }
 
 func TestTheLastTransactionIsCheckedRecordByRecord(t *testing.T) {

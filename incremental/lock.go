@@ -78,7 +78,8 @@ func (l *Lock) hush() {
 // Close gives the lock back.
 func (l *Lock) Close() error {
 	l.hush()
-	return l.f.Close()
+	// A child of ours might have the descriptor for a moment between fork and exec; unlocking frees it there too.
+	return errors.Join(unix.Flock(int(l.f.Fd()), unix.LOCK_UN), l.f.Close())
 }
 
 // LockRepository takes the lock that every change of the repository in dir needs. Until it is announced nothing is
