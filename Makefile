@@ -49,8 +49,9 @@ race: ## the same under the race detector, which needs a C compiler
 	CGO_ENABLED=1 $(GO) test -race $(GOTESTFLAGS) ./...
 
 .PHONY: interop
-interop: ## tests against the real ZODB, ZEO and repozo, which scripts/venv.sh installs
+interop: ## tests against the real ZODB, ZEO and repozo; installs what it needs
 	scripts/venv.sh
+	scripts/debian.sh strace
 	CGO_ENABLED=0 $(GO) test -tags interop -count=1 -timeout 20m $(GOTESTFLAGS) ./scripts/interop/...
 	CGO_ENABLED=0 $(GO) test -tags interop -count=1 -timeout 20m $(GOTESTFLAGS) ./scripts/kill -kill.rounds=60
 
