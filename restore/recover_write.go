@@ -206,8 +206,10 @@ func (r *recovery) build(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
+	if err := durable.OwnLike(f, r.Output, filepath.Dir(r.Output)); err != nil {
+		return r.unwritable(err)
+	}
 	if old, serr := os.Stat(r.Output); serr == nil {
-		chownLike(f, old)
 		if err := f.Chmod(old.Mode().Perm()); err != nil {
 			return r.unwritable(err)
 		}
@@ -258,6 +260,9 @@ func (r *recovery) stageIndex(index *filestorage.Index, end int64) error {
 	}
 	defer f.Close()
 	if err := filestorage.WriteIndex(f, index, end); err != nil {
+		return r.unwritable(err)
+	}
+	if err := durable.OwnLike(f, r.Output, filepath.Dir(r.Output)); err != nil {
 		return r.unwritable(err)
 	}
 	if err := f.Sync(); err != nil {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"path/filepath"
 	"time"
 
 	"zodbrepl/filestorage"
@@ -307,16 +308,18 @@ func (o *stageWriter) Write(p []byte) (int, error) {
 	return n, err
 }
 
-// likeOld gives the new file the mode of the one that it replaces, and the owner where we may.
+// likeOld gives the new file the mode of the one that it replaces, and as root its owner, or that of the directory.
 func (s *standby) likeOld(f *os.File) error {
+	if err := durable.OwnLike(f, s.data, filepath.Dir(s.data)); err != nil {
+		return s.unwritable(err)
+	}
 	old, err := os.Stat(s.data)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
 	if err != nil {
-		if errors.Is(err, os.ErrNotExist) {
-			return nil
-		}
 		return err
 	}
-	chownLike(f, old)
 	return f.Chmod(old.Mode().Perm())
 }
 
