@@ -55,7 +55,7 @@ func (d Dir) explain(err error) error {
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		return fault.New(nil, "repository %s does not exist", d).Keeping("nothing was created").
-			Remedy("mount it, or make it with: mkdir -p %s", d)
+			Remedy("check the path, or mount it; a new repository begins with: mkdir -p %s", d)
 	case errors.Is(err, unix.ENOTDIR):
 		return fault.New(nil, "repository %s is a file, not a directory", d).Keeping("nothing was written").
 			Remedy("give the directory that holds the backups")

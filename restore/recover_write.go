@@ -151,7 +151,8 @@ func (r *recovery) file(ctx context.Context) error {
 			return fault.New(fault.Busy, "%s is locked by process %d: a server is running on it", r.Output, locked.PID).Because(err).
 				Keeping("it was not touched").Remedy("stop that server, or recover to another name")
 		}
-		return fault.New(nil, "output %s", r.Output).Because(err).Keeping("nothing was written")
+		return fault.New(nil, "output %s", r.Output).Because(err).Keeping("nothing was written").
+			Remedy("give the path of a Data.fs in a directory that exists and that this user may write to")
 	}
 	defer lock.Release()
 	if ok, err := r.extend(ctx); ok || err != nil {

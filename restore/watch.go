@@ -209,7 +209,11 @@ func (w *watcher) note(ctx context.Context, err error) error {
 	if c.Name != w.logged.Name || c.Message != w.logged.Message {
 		w.logged = c
 		if err != nil {
-			w.Log.Error("not following", "storage", w.Data, "condition", c.Name, "cause", c.Message, "next", c.Next)
+			level := slog.LevelError
+			if w.Once { // the error is returned, and told by whoever asked
+				level = slog.LevelInfo
+			}
+			w.Log.Log(ctx, level, "not following", "storage", w.Data, "condition", c.Name, "cause", c.Message, "next", c.Next)
 		} else {
 			w.Log.Info("current", "storage", w.Data, "position", s.state.Applied.Position, "tid", s.state.Applied.LastTID)
 		}
