@@ -27,6 +27,9 @@ ifneq ($(SHM),)
 test race interop kill: export TMPDIR := $(SHM)
 endif
 
+# A process with the race detector sleeps for a second before it ends; tests start hundreds.
+race: export GORACE := atexit_sleep_ms=0
+
 .PHONY: help
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)

@@ -1,6 +1,10 @@
 package incremental
 
 import (
+	"bytes"
+	"compress/gzip"
+	"crypto/md5"
+	"encoding/hex"
 	"fmt"
 	"io"
 	"testing"
@@ -60,6 +64,22 @@ func BenchmarkGzip(b *testing.B) {
 			require.NoError(b, w.Close())
 		}
 	})
+	members := stored(b, gzipCodec{}, raw, len(raw))
+	var one bytes.Buffer // as repozo writes it
+	z := gzip.NewWriter(&one)
+	_, err := z.Write(raw)
+	require.NoError(b, err)
+	require.NoError(b, z.Close())
+	for name, file := range map[string][]byte{"read": members, "read one member": one.Bytes()} {
+		sum := md5.Sum(raw)
+		inc := Increment{File: "x.fsz", End: int64(len(raw)), MD5: hex.EncodeToString(sum[:]), codec: gzipCodec{}}
+		b.Run(name, func(b *testing.B) {
+			b.SetBytes(int64(len(raw)))
+			for b.Loop() {
+				require.NoError(b, inc.decode(b.Context(), "memory", bytes.NewReader(file), io.Discard))
+			}
+		})
+	}
 }
 
 func BenchmarkVerify(b *testing.B) {

@@ -14,7 +14,7 @@ type Codec interface {
 	// NewWriter encodes what is written to it into w. Close flushes; w stays open.
 	NewWriter(w io.Writer) io.WriteCloser
 	// NewReader decodes r. A stored form that is cut or damaged is an error, and memory does not depend on what
-	// it claims.
+	// it claims. r is read by the goroutine that reads the result, which must be closed; no goroutine is left then.
 	NewReader(r io.Reader) (io.ReadCloser, error)
 }
 

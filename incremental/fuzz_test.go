@@ -7,10 +7,12 @@ import (
 	"encoding/hex"
 	"io"
 	"io/fs"
+	"slices"
 	"strings"
 	"testing"
 	"testing/fstest"
 
+	"github.com/klauspost/compress/gzip"
 	"github.com/stretchr/testify/require"
 
 	"zodbrepl/fixtures/fixturetest"
@@ -77,7 +79,8 @@ func FuzzParseDat(f *testing.F) {
 	})
 }
 
-// Whatever is stored, no more than the increment's size and a byte comes out, and only the right bytes without error.
+// Whatever is stored, no more than the increment's size and a byte comes out, and only the right bytes without error;
+// and all of it reads as with the plain reader.
 func FuzzDecodeGzip(f *testing.F) {
 	for _, n := range []int{0, 1, 5000} {
 		f.Add(stored(f, gzipCodec{}, text(n), 1000), int64(n))
@@ -87,6 +90,11 @@ func FuzzDecodeGzip(f *testing.F) {
 	f.Add(two[:len(two)-3], int64(30))
 	f.Add(append(bytes.Clone(two), 0), int64(30))
 	f.Add(stored(f, gzipCodec{}, make([]byte, 1<<20), 1<<20), int64(10))
+	for _, claim := range []int{0, 30, len(two), maxStored} {
+		f.Add(append(claiming(text(10), claim), two...), int64(40))
+		f.Add(append(bytes.Clone(two), claiming(text(10), claim)...), int64(40))
+	}
+	f.Add(slices.Concat(two, foreign(text(10), gzip.Header{Name: "x"}), two), int64(70))
 	f.Fuzz(func(t *testing.T, b []byte, size int64) {
 		size &= 1<<20 - 1
 		sum := md5.Sum(text(int(size)))
@@ -97,6 +105,7 @@ func FuzzDecodeGzip(f *testing.F) {
 		if err == nil {
 			require.Equal(t, string(text(int(size))), out.String())
 		}
+		sameAsPlain(t, func() io.Reader { return bytes.NewReader(b) }, 4*memberSize, "")
 	})
 }
 

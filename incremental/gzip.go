@@ -1,10 +1,8 @@
 package incremental
 
 import (
-	"bufio"
 	"bytes"
 	"encoding/binary"
-	"fmt"
 	"io"
 	"runtime"
 	"sync"
@@ -13,8 +11,8 @@ import (
 	"github.com/klauspost/compress/gzip"
 )
 
-// gzipCodec writes independent gzip members of at most memberSize raw bytes, so that they are made on all cores.
-// Any gzip reads them as one stream.
+// gzipCodec writes independent gzip members of at most memberSize raw bytes, so that they are made and read on all cores.
+// Any gzip reads them as one stream, and any gzip stream is read.
 //
 //	member    header     10 bytes, flag FEXTRA
 //	          XLEN        2        8
@@ -33,17 +31,6 @@ const (
 
 func (gzipCodec) Name() string   { return "gzip" }
 func (gzipCodec) Suffix() string { return "z" }
-
-func (gzipCodec) NewReader(r io.Reader) (io.ReadCloser, error) {
-	z, err := gzip.NewReader(bufio.NewReaderSize(r, 256<<10))
-	if err == io.EOF {
-		return nil, fmt.Errorf("the gzip file is empty")
-	}
-	if err != nil {
-		return nil, err // not z: a nil *Reader in an interface is not nil
-	}
-	return z, nil
-}
 
 func (gzipCodec) NewWriter(w io.Writer) io.WriteCloser {
 	g := &gzipWriter{order: make(chan chan member, min(runtime.GOMAXPROCS(0), maxJobs)), done: make(chan struct{})}

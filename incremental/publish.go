@@ -111,13 +111,15 @@ func (b *backup) store(ctx context.Context, path string, m *Manifest) error {
 		return b.unwritable(err)
 	}
 	defer f.Close()
-	stored := &counter{w: f, sum: sha256.New()}
+	sum, storedSum := aside(md5.New()), aside(sha256.New())
+	defer sum.end()
+	defer storedSum.end()
+	stored := &counter{w: f, sum: storedSum}
 	out := &sink{w: stored}
 	enc := b.codec.NewWriter(out)
 	check := filestorage.NewChecker(b.Data, m.Start)
 	blobs := blobCollector{data: b.data}
 	check.OnRecord = blobs.add
-	sum := md5.New()
 	in := &progressReader{&meter{r: b.data.Section(m.Start, m.End), ctx: ctx}, b.Progress, 0, m.End - m.Start}
 	n, err := io.CopyBuffer(io.MultiWriter(check, sum, enc), in, make([]byte, 1<<20))
 	err = errors.Join(err, enc.Close())

@@ -46,14 +46,17 @@ func (i Increment) bad(where string, err error) error {
 func (i Increment) decode(ctx context.Context, where string, stored io.Reader, w io.Writer) error {
 	in := &meter{r: stored, ctx: ctx}
 	if i.Manifest != nil {
-		in.sum = sha256.New()
+		storedSum := aside(sha256.New())
+		defer storedSum.end()
+		in.sum = storedSum
 	}
 	raw, err := i.codec.NewReader(in)
 	if err != nil {
 		return i.readError(where, in, err)
 	}
 	defer raw.Close()
-	sum := md5.New()
+	sum := aside(md5.New())
+	defer sum.end()
 	out := &sink{w: w}
 	size := i.End - i.Start
 	// One byte more than there should be shows a file that is too long, without unpacking it whole.
