@@ -221,6 +221,7 @@ func (s *standby) replace(ctx context.Context, seg Segment) error {
 			Keeping("%s and its newer transactions are as they were", s.data).
 			Remedy("if the master was put back on purpose, move %s and %s away and start watch again", s.data, statePath(s.data))
 	}
+	s.log.Info("building from a full", "storage", s.data, "increment", seg.Stamp, "bytes", seg.Position)
 	stage := s.data + stageExt
 	f, err := durable.Create(stage, 0o666)
 	if err != nil {
