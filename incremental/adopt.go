@@ -92,9 +92,12 @@ func (b *backup) adoptChain(ctx context.Context, c Chain) error {
 		m.Chain, m.Lineage, m.Epoch = c.Stamp, lineage, max(b.Epoch, 1)
 		if i > 0 {
 			prev := incs[i-1].Manifest
-			m.Previous, m.Epoch = prev.Stamp, prev.Epoch
+			m.Previous, m.Epoch, m.Promotions = prev.Stamp, prev.Epoch, prev.Promotions
 		} else {
 			m.Reason = "found without a manifest: repozo made it, or a run that died"
+		}
+		if len(b.Promotions) > 0 && m.Stamp > b.Promotions.Last().Stamp {
+			m.Epoch, m.Promotions = b.Epoch, b.Promotions // it was compared with our Data.fs
 		}
 		if err := b.publish(m); err != nil {
 			return err

@@ -15,11 +15,15 @@ import (
 // repository that the standby reads, <host>.<hash of its Data.fs path>.standby, so it travels back through the
 // target.
 type Answer struct {
-	Host     string          `json:"host"`
-	Data     string          `json:"data"` // path of the standby's Data.fs
-	Lineage  string          `json:"lineage"`
-	Epoch    int             `json:"epoch"`
-	Role     string          `json:"role"` // "standby" or "promoted"
+	Host    string `json:"host"`
+	Data    string `json:"data"` // path of the standby's Data.fs
+	Lineage string `json:"lineage"`
+	Epoch   int    `json:"epoch"`
+	Role    string `json:"role"` // "standby" or "promoted"
+	// Promotion is the last that led to it, zero when there was none that is known.
+	Promotion Promotion `json:"promotion,omitzero"`
+	// Accepts says that the standby becomes the master when its master hands over to it.
+	Accepts  bool            `json:"accepts_handover,omitempty"`
 	Stamp    Stamp           `json:"stamp"`
 	Position int64           `json:"position"`
 	LastTID  filestorage.TID `json:"last_tid"`

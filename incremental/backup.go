@@ -29,6 +29,8 @@ type BackupOptions struct {
 	// Lineage and Epoch are those of a promoted node; "" and 0 for a master that never was a standby.
 	Lineage string
 	Epoch   int
+	// Promotions led to a promoted node. What was written in an older epoch after the last of them is a stale master's.
+	Promotions Branch
 
 	Version  string           // of the program, for the manifest
 	Now      func() time.Time // nil: Now of this package

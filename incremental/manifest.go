@@ -36,6 +36,8 @@ type Manifest struct {
 	Format  int    `json:"format"`
 	Lineage string `json:"lineage"` // UUID of the database's history
 	Epoch   int    `json:"epoch"`   // promotions within the lineage, from 1
+	// Promotions led to this increment; the last is that of the epoch.
+	Promotions Branch `json:"promotions,omitempty"`
 
 	Kind  Kind   `json:"kind"`
 	Stamp Stamp  `json:"stamp"`
@@ -173,6 +175,8 @@ func (m *Manifest) Validate() error {
 		return fmt.Errorf("md5 %q", m.MD5)
 	case !isHex(m.StoredSHA256, sha256.Size):
 		return fmt.Errorf("stored_sha256 %q", m.StoredSHA256)
+	case m.Promotions.Validate(m.Epoch) != nil:
+		return m.Promotions.Validate(m.Epoch)
 	case m.Tail.Size != min(m.End, TailSize) || !isHex(m.Tail.SHA256, sha256.Size):
 		return fmt.Errorf("tail proof of %d bytes, %q", m.Tail.Size, m.Tail.SHA256)
 	}

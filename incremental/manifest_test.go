@@ -55,6 +55,15 @@ func TestManifestsThatContradictThemselves(t *testing.T) {
 		{"a day that is none", Full, func(m *Manifest) { m.Stamp = "2024-02-30-00-00-00" }, "is no stamp"},
 		{"a chain that is none", Full, func(m *Manifest) { m.Chain = "x" }, "chain:"},
 		{"a previous that is none", Delta, func(m *Manifest) { m.Previous = "2024-05-06-07-30-00x" }, "previous:"},
+		{"a promotion of another epoch", Delta, func(m *Manifest) {
+			m.Promotions = Branch{{Epoch: 2, ID: "a", Stamp: m.Chain}}
+		}, "epoch 1, but 1 promotions up to epoch 2"},
+		{"promotions out of order", Delta, func(m *Manifest) {
+			m.Epoch, m.Promotions = 2, Branch{{Epoch: 3, ID: "a", Stamp: m.Chain}, {Epoch: 2, ID: "b", Stamp: m.Chain}}
+		}, `promotion "b" to epoch 2`},
+		{"a promotion without a name", Delta, func(m *Manifest) {
+			m.Epoch, m.Promotions = 2, Branch{{Epoch: 2, Stamp: m.Chain}}
+		}, `promotion "" to epoch 2`},
 		{"an unknown codec", Full, func(m *Manifest) { m.Codec = "lzma" }, `codec "lzma" is not known`},
 		{"no codec", Full, func(m *Manifest) { m.Codec = "" }, `codec "" is not known`},
 		{"a file of another stamp", Full, func(m *Manifest) { m.File = "2024-05-06-07-08-10.fsz" }, "is called"},

@@ -34,12 +34,12 @@ func (b *backup) write(ctx context.Context, ext filestorage.Extent) (*Manifest, 
 		return nil, fmt.Errorf("fsync %s: %w", b.Data, err)
 	}
 	m := &Manifest{
-		Format: ManifestFormat, Lineage: b.lineage, Epoch: b.epoch, Kind: Full, Stamp: b.repo.lastStamp().next(b.now),
+		Format: ManifestFormat, Lineage: b.lineage, Epoch: b.epoch, Promotions: b.Promotions, Kind: Full, Stamp: b.lastStamp().next(b.now),
 		Codec: b.codec.Name(), Start: ext.Start, End: ext.End, LastTID: ext.Last, Reason: b.reason,
 		Source: b.src, Created: b.now.UTC(), Host: b.host, Version: b.Version, Blobs: []BlobRef{},
 	}
 	if _, err := ParseStamp(string(m.Stamp)); err != nil {
-		return nil, fault.New(nil, "repository %s: there is no stamp after %s", b.Repository, b.repo.lastStamp()).
+		return nil, fault.New(nil, "repository %s: there is no stamp after %s", b.Repository, b.lastStamp()).
 			Keeping("nothing was written").Remedy("remove the file with that stamp, or use an empty directory")
 	}
 	m.Chain = m.Stamp
@@ -69,6 +69,10 @@ func (b *backup) write(ctx context.Context, ext filestorage.Extent) (*Manifest, 
 	}
 	return m, nil
 }
+
+// lastStamp returns the greatest stamp that a new one must be after: of any file here, or of what a promoted node had
+// applied, wherever that was.
+func (b *backup) lastStamp() Stamp { return max(b.repo.lastStamp(), b.Promotions.Last().Stamp) }
 
 // place gives the stored file its name and its line in the .dat. A delta without a line is right for repozo, but a full
 // without a .dat makes its -V fail, so the .dat of a full comes first: without the full nobody looks at it.

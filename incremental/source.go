@@ -11,6 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"zodbrepl/internal/durable"
 	"zodbrepl/internal/fault"
 )
 
@@ -96,6 +97,32 @@ func (d Dir) OpenAt(ctx context.Context, name string) (*os.File, error) {
 			Remedy("put the file itself in its place"))
 	}
 	return f, nil
+}
+
+// Place is a repository that can be changed where it is, which may be on another host.
+type Place interface {
+	Source
+	// Rename gives a file another name. Of several at once that take the same file only one succeeds; for the others,
+	// and when there is none, the error is fs.ErrNotExist.
+	Rename(ctx context.Context, from, to string) error
+	// WriteFile replaces a small file, atomically.
+	WriteFile(ctx context.Context, name string, content []byte) error
+}
+
+// Rename implements Place.
+func (d Dir) Rename(ctx context.Context, from, to string) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	return durable.Rename(d.Path(from), d.Path(to))
+}
+
+// WriteFile implements Place.
+func (d Dir) WriteFile(ctx context.Context, name string, content []byte) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	return durable.WriteFile(d.Path(name), content, 0o644)
 }
 
 // readSmall reads a file of at most limit bytes.

@@ -39,7 +39,10 @@ func (s *standby) adopt(ctx context.Context, repo *incremental.Repository) error
 			return s.refuse(fmt.Sprintf("%s of the chain has no manifest", inc.File),
 				fmt.Sprintf("run on the master: zodbrepl backup, which gives it one, then zodbrepl ship; or move %s away", s.data))
 		}
-		st.Lineage, st.Epoch = m.Lineage, max(st.Epoch, m.Epoch)
+		st.Lineage = m.Lineage
+		if m.Epoch >= st.Epoch {
+			st.Epoch, st.Promotions = m.Epoch, m.Promotions
+		}
 		if inc.End > ext.End {
 			same, err := prefixOf(ctx, s.file, ext.End, repo, inc)
 			if err != nil {

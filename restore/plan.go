@@ -21,6 +21,8 @@ type plan struct {
 	blocked error
 	// stale says that an older epoch is still being written.
 	stale error
+	// strays are a stale master's increments, which belong to no history.
+	strays []*incremental.Manifest
 }
 
 // planFor works out what brings the state to the repository's head. It reads only the manifests that are newer than
@@ -57,6 +59,9 @@ func planFor(ctx context.Context, repo *incremental.Repository, st State) (plan,
 		if st.Lineage != "" && m.Lineage != st.Lineage {
 			return p, foreign(repo, m, st)
 		}
+		if m.Epoch >= st.Epoch && !st.Promotions.ContinuedBy(m.Promotions) {
+			return p, parted(repo, m, st)
+		}
 		if len(sorted) > 0 && m.Lineage != sorted[0].Lineage {
 			return p, fault.New(fault.Diverged, "%s holds two lineages: %s (%s) and %s (%s)", repo.Source(),
 				sorted[0].Lineage, sorted[0].File, m.Lineage, m.File).
@@ -73,7 +78,10 @@ func planFor(ctx context.Context, repo *incremental.Repository, st State) (plan,
 	if p.head != nil && p.head.Epoch < st.Epoch {
 		p.head = nil
 	}
-	p.stale = staleAfter(sorted, p.head, st)
+	if err := oneBranch(repo, sorted, p.head); err != nil {
+		return p, err
+	}
+	p.stale = p.strayed(sorted, st)
 	if p.head == nil {
 		if p.blocked == nil && p.stale == nil {
 			p.blocked = nothing(repo, st, known)
@@ -135,20 +143,54 @@ func foreign(repo *incremental.Repository, m *incremental.Manifest, st State) er
 		Remedy("point --from at the repository of this database; to follow another one, move Data.fs and its state file away first")
 }
 
-// staleAfter reports increments of an older epoch that were written after the head, or after the state.
-func staleAfter(sorted []*incremental.Manifest, head *incremental.Manifest, st State) error {
-	epoch, after := st.Epoch, st.Applied.Stamp
-	if head != nil {
-		epoch, after = head.Epoch, head.Stamp
-	}
+// oneBranch refuses a place where two hosts write that were promoted to the same epoch, neither knowing of the other.
+func oneBranch(repo *incremental.Repository, sorted []*incremental.Manifest, head *incremental.Manifest) error {
 	for _, m := range sorted {
-		if m.Epoch < epoch && m.Stamp > after {
-			return fault.New(fault.Refused, "%s was written in epoch %d by host %s, this standby is at epoch %d: a stale master is still writing", m.File, m.Epoch, m.Host, epoch).
-				Keeping("the increment was not applied").
-				Remedy("stop ZEO and the backups on %s; then move %s and its manifest out of the directory, and start watch again", m.Host, m.File)
+		if head != nil && m.Epoch == head.Epoch && !m.Promotions.ContinuedBy(head.Promotions) {
+			return fault.New(fault.Diverged, "%s holds increments of two hosts that were promoted to epoch %d: %s of %s and %s of %s",
+				repo.Source(), m.Epoch, m.File, m.Host, head.File, head.Host).
+				Keeping("nothing was applied").Remedy("%s", splitBrain)
 		}
 	}
 	return nil
+}
+
+const splitBrain = "decide which of the two is the master and stop ZEO and the backups on the other; see \"Split brain\" in docs/operations.md"
+
+// parted refuses an increment of another branch than the standby's: it follows another promotion.
+func parted(repo *incremental.Repository, m *incremental.Manifest, st State) error {
+	own := st.Promotions.Last()
+	return fault.New(fault.Diverged, "%s/%s (epoch %d, of host %s) does not continue the promotion to epoch %d of host %s, which this node follows: two hosts were promoted",
+		repo.Source(), m.File, m.Epoch, m.Host, own.Epoch, own.Host).
+		Keeping("nothing was applied").Remedy("%s", splitBrain)
+}
+
+// strayed finds the increments of a stale master. A promotion tells after which increment its epoch is over; where no
+// promotion is known, what comes after the head is. An error when one is newer than all that can be applied: it is
+// still being written.
+func (p *plan) strayed(sorted []*incremental.Manifest, st State) error {
+	epoch, branch, after := st.Epoch, st.Promotions, st.Applied.Stamp
+	if p.head != nil {
+		epoch, branch, after = p.head.Epoch, p.head.Promotions, p.head.Stamp
+	}
+	var newest *incremental.Manifest
+	for _, m := range sorted {
+		end, known := branch.End(m.Epoch)
+		switch {
+		case m.Epoch >= epoch, known && m.Stamp <= end.Stamp, !known && m.Stamp <= after:
+			continue
+		}
+		p.strays = append(p.strays, m)
+		if m.Stamp > after {
+			newest = m
+		}
+	}
+	if newest == nil {
+		return nil
+	}
+	return fault.New(fault.Refused, "%s was written in epoch %d by host %s, this standby is at epoch %d: a stale master is still writing", newest.File, newest.Epoch, newest.Host, epoch).
+		Keeping("the increment was not applied").
+		Remedy("stop ZEO and the backups on %s; see that no %s is left in the directory (or move it out), and start watch again", newest.Host, newest.File)
 }
 
 // pathTo walks back from the head to the state, or to a full. A gap is an error.
@@ -204,7 +246,7 @@ func segmentOf(repo *incremental.Repository, m *incremental.Manifest) (Segment, 
 		return Segment{}, fmt.Errorf("%s: %w", m.File, err)
 	}
 	return Segment{
-		Lineage: m.Lineage, Epoch: m.Epoch, Start: m.Start,
+		Lineage: m.Lineage, Epoch: m.Epoch, Promotions: m.Promotions, Start: m.Start,
 		Applied: Applied{Chain: m.Chain, Stamp: m.Stamp, Position: m.End, LastTID: m.LastTID, Tail: m.Tail,
 			Whole: m.Kind == incremental.Full},
 		Raw:       func(ctx context.Context, w io.Writer) error { return repo.Copy(ctx, inc, w) },

@@ -128,11 +128,13 @@ func (o PromoteOptions) promote(ctx context.Context) (res PromoteResult, err err
 	}
 	s.at("indexed")
 	st := s.state
-	st.Role, st.Epoch = Promoted, max(st.Epoch, epoch)+1
 	host, err := os.Hostname()
 	if err != nil {
 		return res, err
 	}
+	st.Role, st.Epoch = Promoted, max(st.Epoch, epoch)+1
+	st.Promotions = st.Promotions.With(incremental.Promotion{Epoch: st.Epoch, ID: incremental.NewPromotionID(), Host: host,
+		Time: o.Now().UTC(), Stamp: st.Applied.Stamp, Position: st.Applied.Position, LastTID: st.Applied.LastTID})
 	st.Promotion = &Promotion{Time: o.Now().UTC(), Host: host, LastTID: st.Applied.LastTID, Missing: missing}
 	st.Condition = Condition{Name: string(Promoted), Since: o.Now().UTC()}
 	if err := st.write(s.data); err != nil {

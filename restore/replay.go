@@ -20,8 +20,10 @@ import (
 type Segment struct {
 	Lineage string
 	Epoch   int
-	Applied // the place that is reached with it
-	Start   int64
+	// Promotions led to it.
+	Promotions incremental.Branch
+	Applied    // the place that is reached with it
+	Start      int64
 
 	// Raw writes the bytes to w and then fails unless they are the right ones. It may be called twice.
 	Raw func(ctx context.Context, w io.Writer) error
@@ -334,7 +336,9 @@ func (s *standby) intend(seg Segment) error {
 		st.Lineage = seg.Lineage
 	}
 	// Already here: a run that finishes a swap for us knows the epoch from nowhere else.
-	st.Epoch = max(st.Epoch, seg.Epoch)
+	if seg.Epoch >= st.Epoch {
+		st.Epoch, st.Promotions = seg.Epoch, seg.Promotions
+	}
 	if err := st.write(s.data); err != nil {
 		return s.unwritable(err)
 	}

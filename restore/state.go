@@ -34,12 +34,14 @@ const (
 // State is what a standby knows of itself: the JSON file Data.fs.zodbrepl. It is replaced atomically, and only
 // after what it claims is durable.
 type State struct {
-	Format  int     `json:"format"`
-	Lineage string  `json:"lineage"`
-	Epoch   int     `json:"epoch"`
-	Role    Role    `json:"role"`
-	Source  string  `json:"source"` // the repository that was followed last
-	Applied Applied `json:"applied"`
+	Format  int    `json:"format"`
+	Lineage string `json:"lineage"`
+	Epoch   int    `json:"epoch"`
+	Role    Role   `json:"role"`
+	// Promotions led to what is applied here; the last may be this node's own.
+	Promotions incremental.Branch `json:"promotions,omitempty"`
+	Source     string             `json:"source"` // the repository that was followed last
+	Applied    Applied            `json:"applied"`
 	// Next is what is being applied: a run that died may have done a part of it.
 	Next *Applied `json:"next,omitempty"`
 	// Condition is how following stands; Since when.
@@ -119,6 +121,9 @@ func (s State) validate() error {
 	case s.Applied.Position == 0 && s.Next != nil && !s.Next.Whole:
 		return fmt.Errorf("an increment continues nothing")
 	}
+	if err := s.Promotions.Validate(s.Epoch); err != nil {
+		return err
+	}
 	if err := s.Applied.validate(); err != nil {
 		return err
 	}
@@ -175,17 +180,17 @@ func (a Applied) holds(f *filestorage.File) (bool, error) {
 	return a.Tail.Holds(f, a.Position)
 }
 
-// MasterOf returns the lineage and epoch that a backup of the Data.fs at the path data is made in: those of a
-// promoted node, "" and 0 for a master that never was a standby. It refuses for a standby.
-func MasterOf(data string) (lineage string, epoch int, err error) {
+// MasterOf returns the lineage, the epoch and the promotions that a backup of the Data.fs at the path data is made in:
+// those of a promoted node, none for a master that never was a standby. It refuses for a standby.
+func MasterOf(data string) (lineage string, epoch int, promotions incremental.Branch, err error) {
 	s, ok, err := ReadState(data)
 	switch {
 	case err != nil || !ok:
-		return "", 0, err
+		return "", 0, nil, err
 	case s.Role == Promoted:
-		return s.Lineage, s.Epoch, nil
+		return s.Lineage, s.Epoch, s.Promotions, nil
 	}
-	return "", 0, fault.New(fault.Refused, "%s is a standby (%s): only a master is backed up", data, statePath(data)).
+	return "", 0, nil, fault.New(fault.Refused, "%s is a standby (%s): only a master is backed up", data, statePath(data)).
 		Keeping("nothing was written").
 		Remedy("back up the master; or, if it is lost, make this host the master: zodbrepl promote --data %s", data)
 }
@@ -193,7 +198,7 @@ func MasterOf(data string) (lineage string, epoch int, err error) {
 // Backup is incremental.Backup for this host: in the lineage and epoch of a promoted node, refused on a standby.
 func Backup(ctx context.Context, o incremental.BackupOptions) (incremental.BackupResult, error) {
 	var err error
-	if o.Lineage, o.Epoch, err = MasterOf(o.Data); err != nil {
+	if o.Lineage, o.Epoch, o.Promotions, err = MasterOf(o.Data); err != nil {
 		return incremental.BackupResult{}, err
 	}
 	return incremental.Backup(ctx, o)

@@ -270,7 +270,7 @@ func (w *watcher) tell(ctx context.Context) {
 
 func answerOf(data string, st State) incremental.Answer {
 	host, _ := os.Hostname()
-	return incremental.Answer{Host: host, Data: data, Lineage: st.Lineage, Epoch: st.Epoch, Role: string(st.Role),
+	return incremental.Answer{Host: host, Data: data, Lineage: st.Lineage, Epoch: st.Epoch, Role: string(st.Role), Promotion: st.Promotions.Last(),
 		Stamp: st.Applied.Stamp, Position: st.Applied.Position, LastTID: st.Applied.LastTID, Applied: st.Applied.Time,
 		Condition: st.Condition.Name, Message: st.Condition.Message}
 }

@@ -49,6 +49,9 @@ func contract(t *testing.T, fresh func(t *testing.T) place) {
 		{"a symbolic link in the place of the file is replaced, not followed", contractLink},
 		{"a symbolic link has no size and is not read", contractReadLink},
 		{"a missing file has no size and cannot be opened", contractMissing},
+		{"a file that is renamed has the new name only, and replaces what had it", contractRename},
+		{"renaming what is not there fails and changes nothing", contractRenameNothing},
+		{"of many that rename one file at once, only one succeeds", contractRenameOnce},
 		{"removing is idempotent and takes the temporary file too", contractRemove},
 		{"puts of different names at once do not disturb each other", contractConcurrent},
 		{"progress grows to the size and may be nil", contractProgress},
@@ -261,6 +264,7 @@ func contractCancelled(t *testing.T, p place) {
 	_, err = p.Put(ctx, "other", bytes.NewReader(nil), 0, nil)
 	require.ErrorIs(t, err, context.Canceled)
 	require.ErrorIs(t, p.Publish(ctx, file), context.Canceled)
+	require.ErrorIs(t, p.Rename(ctx, file, "other"), context.Canceled)
 	require.ErrorIs(t, p.Remove(ctx, file), context.Canceled)
 	sameBytes(t, []byte("old"), get(t, p, file))
 	require.NoFileExists(t, p.temp("other"))
@@ -345,6 +349,46 @@ func contractRemove(t *testing.T, p place) {
 		require.NoFileExists(t, p.temp(file))
 	}
 	require.Equal(t, []string{"stays"}, names(t, p))
+}
+
+func contractRename(t *testing.T, p place) {
+	mustPublish(t, p, file, []byte("the file"))
+	mustPublish(t, p, "other", []byte("what had the name"))
+	require.NoError(t, p.Rename(t.Context(), file, "other"))
+	require.Equal(t, []string{"other"}, names(t, p))
+	sameBytes(t, []byte("the file"), get(t, p, "other"))
+}
+
+func contractRenameNothing(t *testing.T, p place) {
+	mustPublish(t, p, "other", []byte("stays"))
+	mustPut(t, p, file, []byte("not published"))
+	require.ErrorIs(t, p.Rename(t.Context(), file, "other"), fs.ErrNotExist)
+	require.Equal(t, []string{"other"}, names(t, p))
+	sameBytes(t, []byte("stays"), get(t, p, "other"))
+}
+
+func contractRenameOnce(t *testing.T, p place) {
+	for round := range 20 {
+		mustPublish(t, p, file, []byte("the file"))
+		const n = 6
+		errs := make([]error, n)
+		var wg sync.WaitGroup
+		for i := range n {
+			wg.Go(func() { errs[i] = p.Rename(t.Context(), file, fmt.Sprintf("taken-%d", i)) })
+		}
+		wg.Wait()
+		won := -1
+		for i, err := range errs {
+			if err == nil {
+				require.Equal(t, -1, won, "round %d: %d and %d", round, won, i)
+				won = i
+				continue
+			}
+			require.ErrorIs(t, err, fs.ErrNotExist)
+		}
+		require.Equal(t, []string{fmt.Sprintf("taken-%d", won)}, names(t, p))
+		require.NoError(t, p.Remove(t.Context(), fmt.Sprintf("taken-%d", won)))
+	}
 }
 
 func contractConcurrent(t *testing.T, p place) {

@@ -163,6 +163,11 @@ func (t dirTarget) Publish(ctx context.Context, name string) error {
 	return t.explain(durable.Rename(t.temp(name), t.Path(name)))
 }
 
+// Rename implements Target.
+func (t dirTarget) Rename(ctx context.Context, from, to string) error {
+	return t.explain(t.Dir.Rename(ctx, from, to))
+}
+
 // Remove implements Target.
 func (t dirTarget) Remove(ctx context.Context, name string) error {
 	if err := ctx.Err(); err != nil {

@@ -132,6 +132,11 @@ func (f *faulty) Publish(ctx context.Context, name string) error {
 	return f.around("publish "+name, func() error { return f.Target.Publish(ctx, name) })
 }
 
+func (f *faulty) Rename(ctx context.Context, from, to string) error {
+	f.log = append(f.log, "rename "+from)
+	return f.around("rename "+from, func() error { return f.Target.Rename(ctx, from, to) })
+}
+
 func (f *faulty) Remove(ctx context.Context, name string) error {
 	f.log = append(f.log, "remove "+name)
 	return f.around("remove "+name, func() error { return f.Target.Remove(ctx, name) })

@@ -289,8 +289,5 @@ func (s *shipment) data(ctx context.Context, inc incremental.Increment, there *i
 }
 
 func (s *shipment) small(ctx context.Context, name string, content []byte) error {
-	if _, err := s.target.Put(ctx, name, bytes.NewReader(content), int64(len(content)), nil); err != nil {
-		return err
-	}
-	return s.target.Publish(ctx, name)
+	return WriteFile(ctx, s.target, name, content)
 }

@@ -25,6 +25,10 @@ type Target interface {
 	Put(ctx context.Context, name string, content io.ReaderAt, size int64, progress incremental.Progress) (sent int64, err error)
 	// Publish gives the file of a finished Put its name, atomically, in place of any that has it.
 	Publish(ctx context.Context, name string) error
+	// Rename gives a published file another name, in place of any file that has it. Of several at once that take the
+	// same file only one succeeds; for the others, and when there is none, the error is fs.ErrNotExist. After an error
+	// of another kind it is not known which name the file has.
+	Rename(ctx context.Context, from, to string) error
 	// Remove removes a file, published or temporary; one that is not there is no error.
 	Remove(ctx context.Context, name string) error
 	// Close ends the connection.
@@ -37,10 +41,15 @@ func SendAnswer(ctx context.Context, t Target, a incremental.Answer) error {
 	if err != nil {
 		return err
 	}
-	if _, err := t.Put(ctx, a.Name(), bytes.NewReader(doc), int64(len(doc)), func(int64, int64) {}); err != nil {
+	return WriteFile(ctx, t, a.Name(), doc)
+}
+
+// WriteFile replaces a small file on the target, atomically.
+func WriteFile(ctx context.Context, t Target, name string, content []byte) error {
+	if _, err := t.Put(ctx, name, bytes.NewReader(content), int64(len(content)), nil); err != nil {
 		return err
 	}
-	return t.Publish(ctx, a.Name())
+	return t.Publish(ctx, name)
 }
 
 // LocalDir returns the path of a target that is a local directory, "" for others.
