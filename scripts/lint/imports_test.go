@@ -18,6 +18,7 @@ var allowed = []struct{ from, to string }{
 	{"zodbrepl/internal", "zodbrepl/internal"},
 	{"zodbrepl/filestorage", "zodbrepl/internal"},
 	{"zodbrepl/incremental", "zodbrepl/internal zodbrepl/filestorage"},
+	{"zodbrepl/transport/targettest", "zodbrepl/internal zodbrepl/transport"},
 	{"zodbrepl/transport", "zodbrepl/internal zodbrepl/filestorage zodbrepl/incremental"},
 	{"zodbrepl/restore", "zodbrepl/internal zodbrepl/filestorage zodbrepl/incremental"},
 	{"zodbrepl/cmd", "zodbrepl/internal zodbrepl/filestorage zodbrepl/incremental zodbrepl/transport zodbrepl/restore"},
