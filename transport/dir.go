@@ -17,10 +17,13 @@ import (
 )
 
 // dirTarget is a directory of this host, often a shared mount.
-type dirTarget struct{ incremental.Dir }
+type dirTarget struct {
+	incremental.Dir
+	limit *limiter
+}
 
-func newDirTarget(ctx context.Context, path string) (Target, error) {
-	t := dirTarget{incremental.Dir(path)}
+func newDirTarget(ctx context.Context, path string, o TargetOptions) (Target, error) {
+	t := dirTarget{incremental.Dir(path), newLimiter(o.LimitRate)}
 	if _, err := t.List(ctx); err != nil {
 		return nil, err
 	}
@@ -79,6 +82,9 @@ func (t dirTarget) Put(ctx context.Context, name string, content io.ReaderAt, si
 				err = io.ErrUnexpectedEOF
 			}
 			return sent, fmt.Errorf("reading %s to ship it: %w", name, err)
+		}
+		if err := t.limit.wait(ctx, n); err != nil {
+			return sent, err
 		}
 		if _, err := f.WriteAt(buf[:n], done); err != nil {
 			return sent, t.explain(err)

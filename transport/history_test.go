@@ -137,7 +137,7 @@ func TestAPromotedStandbyOnTheTargetStopsTheFormerMaster(t *testing.T) {
 	dirs := []string{t.TempDir(), t.TempDir(), t.TempDir(), t.TempDir()}
 	m.ship(dirs...)
 	for _, dir := range dirs { // all raise the fence at once
-		target, err := OpenTarget(t.Context(), dir)
+		target, err := OpenTarget(t.Context(), dir, TargetOptions{})
 		require.NoError(t, err)
 		a := answer()
 		a.Lineage, a.Epoch, a.Role = own.Lineage, own.Epoch+1, "promoted"
@@ -174,7 +174,7 @@ func TestAFenceThatCannotBeRecordedIsStillARefusal(t *testing.T) {
 func TestAnswersOfStandbysAreRead(t *testing.T) {
 	m, dir := newMaster(t), t.TempDir()
 	m.backup()
-	target, err := OpenTarget(t.Context(), dir)
+	target, err := OpenTarget(t.Context(), dir, TargetOptions{})
 	require.NoError(t, err)
 	own, foreign := answer(), answer()
 	own.Lineage, own.Epoch = m.manifests()[0].Lineage, m.manifests()[0].Epoch

@@ -102,7 +102,7 @@ func (m *master) through(ctx context.Context, dir string, f *faulty) (TargetResu
 	res, err := Ship(ctx, ShipOptions{Repository: m.repo, Targets: []string{dir},
 		open: func(ctx context.Context, where string) (Target, error) {
 			var err error
-			f.Target, err = OpenTarget(ctx, where)
+			f.Target, err = OpenTarget(ctx, where, TargetOptions{})
 			return f, err
 		}})
 	if len(res) == 0 {

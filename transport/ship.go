@@ -19,6 +19,7 @@ import (
 type ShipOptions struct {
 	Repository incremental.Dir
 	Targets    []string // what OpenTarget takes
+	Options    TargetOptions
 	Log        *slog.Logger
 	// Progress is told of a file's bytes; the name of the target and of the file are given. Calls for one target
 	// come one after the other. nil: none.
@@ -48,7 +49,8 @@ func Ship(ctx context.Context, o ShipOptions) ([]TargetResult, error) {
 	}
 	// What is wrong with the repository or a name is said before anything is sent.
 	if o.open == nil {
-		o.open = OpenTarget
+		o.Options.Log = o.Log
+		o.open = func(ctx context.Context, where string) (Target, error) { return OpenTarget(ctx, where, o.Options) }
 		for _, where := range o.Targets {
 			if err := checkPlace(o.Repository, where); err != nil {
 				return nil, err
@@ -106,12 +108,12 @@ func shippable(dir incremental.Dir, chains []incremental.Chain, others []increme
 
 // checkPlace refuses a name that OpenTarget cannot understand, and the repository itself.
 func checkPlace(dir incremental.Dir, where string) error {
-	path, err := parse(where)
+	p, err := parse(where)
 	if err != nil {
 		return err
 	}
 	from, err1 := os.Stat(string(dir))
-	to, err2 := os.Stat(path)
+	to, err2 := os.Stat(p.dir)
 	if err1 == nil && err2 == nil && os.SameFile(from, to) {
 		return fault.New(fault.Usage, "target %s is the repository itself", where).
 			Keeping("nothing was sent").Remedy("give a directory on another host, or at least on another disk")
@@ -284,7 +286,7 @@ func (s *shipment) data(ctx context.Context, inc incremental.Increment, there *i
 	if err != nil {
 		return err
 	}
-	s.res.Resumed += m.StoredSize - sent
+	s.res.Resumed += max(0, m.StoredSize-sent) // after a cut, more than all of it may have travelled
 	return s.target.Publish(ctx, m.File)
 }
 

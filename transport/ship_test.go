@@ -267,7 +267,7 @@ func TestFailuresOfATargetSayWhatToDo(t *testing.T) {
 		{&os.PathError{Op: "write", Path: "x", Err: unix.EDQUOT}, "is full"},
 		{&os.PathError{Op: "write", Path: "x", Err: unix.EIO}, "/mnt"},
 	} {
-		err := dirTarget{"/mnt"}.explain(c.err)
+		err := dirTarget{Dir: "/mnt"}.explain(c.err)
 		require.ErrorContains(t, err, c.says)
 		require.ErrorIs(t, err, c.err)
 		require.Equal(t, c.says == "/mnt", fault.Next(err) == "")
@@ -297,7 +297,7 @@ func TestATargetThatHangsOrIsDeadHoldsBackNoOther(t *testing.T) {
 	go func() {
 		res, err := Ship(context.Background(), ShipOptions{Repository: m.repo, Targets: []string{hanging, dead, good},
 			open: func(ctx context.Context, where string) (Target, error) {
-				target, err := OpenTarget(ctx, where)
+				target, err := OpenTarget(ctx, where, TargetOptions{})
 				switch where {
 				case hanging:
 					hung := false

@@ -3,14 +3,11 @@ package transport
 import (
 	"bytes"
 	"context"
-	"fmt"
 	"io"
-	"net/url"
-	"path/filepath"
-	"strings"
+	"log/slog"
+	"time"
 
 	"zodbrepl/incremental"
-	"zodbrepl/internal/fault"
 )
 
 // Target is a directory somewhere that can be read as a repository and written to.
@@ -52,79 +49,34 @@ func WriteFile(ctx context.Context, t Target, name string, content []byte) error
 	return t.Publish(ctx, name)
 }
 
-// LocalDir returns the path of a target that is a local directory, "" for others.
-func LocalDir(where string) string {
-	path, err := parse(where)
-	if err != nil {
-		return ""
-	}
-	return path
+// TargetOptions says how to reach a target. The zero value is good.
+type TargetOptions struct {
+	// AcceptNew takes the key of a host that is not in known_hosts yet, and writes it there. A key that differs from
+	// the known one is refused all the same.
+	AcceptNew bool
+	// SSHCommand is a shell command, ssh with options perhaps, that is run instead of speaking SSH ourselves.
+	SSHCommand string
+	// LimitRate is how many bytes a second may travel, in each direction; 0: as many as can.
+	LimitRate int64
+	// Patience is how long a line that is cut is tried again before the call fails; 0 is DefaultPatience.
+	Patience time.Duration
+	Log      *slog.Logger // nil: discarded
+
+	timing *timing // in tests
 }
 
-// TargetName returns where in full: a path that is not absolute is relative to the working directory, which another
-// run may not share.
-func TargetName(where string) string {
-	if path := LocalDir(where); path != "" {
-		return path
-	}
-	return where
-}
-
-// CheckTarget says whether OpenTarget could understand where, without opening it.
-func CheckTarget(where string) error {
-	_, err := parse(where)
-	return err
-}
-
-// OpenTarget opens the target that a URL or a path names: a directory as a path or as file:///path.
-func OpenTarget(ctx context.Context, where string) (Target, error) {
-	path, err := parse(where)
+// OpenTarget opens the target that a URL or a path names: a directory as a path or as file:///path, one of another host
+// as sftp://user@host:port/path. ctx is for the opening alone.
+func OpenTarget(ctx context.Context, where string, o TargetOptions) (Target, error) {
+	p, err := parse(where)
 	if err != nil {
 		return nil, err
 	}
-	return newDirTarget(ctx, path)
-}
-
-func parse(where string) (path string, err error) {
-	if path, err = parseTarget(where); err != nil {
-		return "", fault.New(fault.Usage, "target %q", where).Because(err).Keeping("nothing was done").
-			Remedy("give a directory, as a path or as file:///path")
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
 	}
-	return path, nil
-}
-
-func parseTarget(where string) (path string, err error) {
-	scheme, _, isURL := strings.Cut(where, "://")
-	switch {
-	case where == "":
-		return "", fmt.Errorf("empty")
-	case strings.ContainsRune(where, 0):
-		return "", fmt.Errorf("holds a byte 0")
-	case !isURL:
-		return localPath(where)
-	case !strings.EqualFold(scheme, "file"):
-		return "", fmt.Errorf("unknown scheme %q", scheme)
-	case strings.ContainsAny(where, "?#"):
-		return "", fmt.Errorf("a '?' or '#' in the path must be written %%3F or %%23")
+	if p.remote != nil {
+		return newSFTPTarget(ctx, *p.remote, o)
 	}
-	u, err := url.Parse(where)
-	switch {
-	case err != nil:
-		return "", err
-	case u.User != nil || u.Host != "" && u.Host != "localhost":
-		return "", fmt.Errorf("file URL with a host, %q: only local directories can be reached that way", u.Host)
-	case !strings.HasPrefix(u.Path, "/"):
-		return "", fmt.Errorf("file URL without an absolute path")
-	case strings.ContainsRune(u.Path, 0):
-		return "", fmt.Errorf("holds a byte 0")
-	}
-	return filepath.Clean(u.Path), nil
-}
-
-// localPath refuses what was meant as something else: host:/path of rsync and scp, and URLs with a slash missing.
-func localPath(where string) (string, error) {
-	if before, _, ok := strings.Cut(where, ":"); ok && !strings.Contains(before, "/") {
-		return "", fmt.Errorf("%q before the ':' looks like a host or a scheme; a directory of that name is written ./%s", before, where)
-	}
-	return filepath.Abs(where)
+	return newDirTarget(ctx, p.dir, o)
 }

@@ -67,30 +67,40 @@ func TestNamesThatAreNoTargets(t *testing.T) {
 			require.NotEmpty(t, fault.Next(err))
 			require.Empty(t, LocalDir(c.where))
 			require.Equal(t, c.where, TargetName(c.where))
-			_, err = OpenTarget(t.Context(), c.where)
+			_, err = OpenTarget(t.Context(), c.where, TargetOptions{})
 			require.ErrorIs(t, err, fault.Usage)
 		})
 	}
 }
 
 func FuzzParseTarget(f *testing.F) {
-	for _, s := range []string{"", "/mnt/zodb", "file:///mnt/a%20b", "file://localhost/x", "file://h/x?y#z", "bms2:/x", "x://", "file:///%00", "\x00"} {
+	for _, s := range []string{"", "/mnt/zodb", "file:///mnt/a%20b", "file://localhost/x", "file://h/x?y#z", "bms2:/x", "x://", "file:///%00", "\x00",
+		"sftp://zope@bms2:2222/srv/increments", "sftp://bms2/~/increments", "sftp://bms2/~", "SFTP://[::1]:22/%20", "sftp://a:b@c/d", "sftp://-o/x"} {
 		f.Add(s)
 	}
 	f.Fuzz(func(t *testing.T, where string) {
-		path, err := parse(where)
+		p, err := parse(where)
 		if err != nil {
 			require.ErrorIs(t, err, fault.Usage)
-			require.Empty(t, path)
+			require.Empty(t, p)
 			return
 		}
-		require.True(t, filepath.IsAbs(path))
-		require.Equal(t, filepath.Clean(path), path)
+		path := p.dir
+		if p.remote == nil {
+			require.True(t, filepath.IsAbs(path))
+			require.Equal(t, filepath.Clean(path), path)
+		} else {
+			path = p.remote.path
+			require.Empty(t, p.dir)
+			require.NotEmpty(t, path)
+			require.NotEmpty(t, p.remote.host)
+			require.NotEqual(t, byte('-'), p.remote.host[0])
+		}
 		require.NotContains(t, path, "\x00")
 		// What it is taken for must be taken for the same, also by a run elsewhere.
 		again, err := parse(TargetName(where))
 		require.NoError(t, err)
-		require.Equal(t, path, again)
+		require.Equal(t, p, again)
 	})
 }
 
@@ -98,10 +108,10 @@ func TestTargetsThatCannotBeOpened(t *testing.T) {
 	dir := t.TempDir()
 	file := filepath.Join(dir, "file")
 	require.NoError(t, os.WriteFile(file, nil, 0o644))
-	_, err := OpenTarget(t.Context(), filepath.Join(dir, "missing"))
+	_, err := OpenTarget(t.Context(), filepath.Join(dir, "missing"), TargetOptions{})
 	require.ErrorContains(t, err, "does not exist")
 	require.NoDirExists(t, filepath.Join(dir, "missing"))
-	_, err = OpenTarget(t.Context(), file)
+	_, err = OpenTarget(t.Context(), file, TargetOptions{})
 	require.ErrorContains(t, err, "not a directory")
 }
 
@@ -112,7 +122,7 @@ func answer() incremental.Answer {
 }
 
 func TestAnAnswerComesBackAsItWasSent(t *testing.T) {
-	target, err := OpenTarget(t.Context(), t.TempDir())
+	target, err := OpenTarget(t.Context(), t.TempDir(), TargetOptions{})
 	require.NoError(t, err)
 	a, b := answer(), answer()
 	b.Data, b.Condition, b.Message = "/srv/other/Data.fs", "gap", strings.Repeat("ä", 1000)

@@ -14,7 +14,7 @@ func backupCommand() *cli.Command {
 	return command(&cli.Command{
 		Name:  "backup",
 		Usage: "write what was committed since the last backup into a repository",
-		Flags: []cli.Flag{
+		Flags: withPlace(
 			&cli.StringFlag{Name: "file", Aliases: []string{"f"}, Usage: "the live `DATA.FS`"},
 			&cli.StringFlag{Name: "repository", Aliases: []string{"r"}, Usage: "the `DIR` that holds the backups; it must exist"},
 			&cli.BoolFlag{Name: "full", Aliases: []string{"F"}, Usage: "make a full, and so begin a new chain"},
@@ -22,7 +22,7 @@ func backupCommand() *cli.Command {
 			&cli.StringFlag{Name: "codec", Usage: "the `CODEC` that increments are stored with: gzip or none", Value: "gzip"},
 			&cli.StringSliceFlag{Name: "ship", Usage: "carry the increments to `TARGET` afterwards, as ship does; may be repeated"},
 			jsonFlag, verboseFlag,
-		},
+		),
 		Action: backupAction,
 	}, nil, `Reads the transaction log of a live Data.fs, up to the last commit, and writes a delta that continues the
 newest chain in the repository; or a full, when there is none or Data.fs was packed. When nothing was committed,
@@ -37,6 +37,10 @@ func backupAction(c *cli.Context) error {
 		return err
 	}
 	if err := checkTargets(c.StringSlice("ship")); err != nil {
+		return err
+	}
+	to, err := targetOptions(c)
+	if err != nil {
 		return err
 	}
 	tell, done := progress(c, "backup")
@@ -56,7 +60,7 @@ func backupAction(c *cli.Context) error {
 	}{BackupResult: res}
 	var shipErr error
 	if targets := c.StringSlice("ship"); len(targets) > 0 {
-		out.Ship, shipErr = ship(c, c.String("repository"), targets)
+		out.Ship, shipErr = ship(c, c.String("repository"), targets, to)
 	}
 	err = quietly(c, out, func(w io.Writer) { printBackup(w, res) })
 	if shipErr != nil {

@@ -14,10 +14,10 @@ func listCommand() *cli.Command {
 	return command(&cli.Command{
 		Name:  "list",
 		Usage: "list the chains and increments of a repository",
-		Flags: []cli.Flag{
-			&cli.StringFlag{Name: "repository", Aliases: []string{"r"}, Usage: "the `DIR` that holds the backups"},
+		Flags: withPlace(
+			&cli.StringFlag{Name: "repository", Aliases: []string{"r"}, Usage: "the `PLACE` that holds the backups: a directory, or sftp://user@host/path"},
 			jsonFlag,
-		},
+		),
 		Action: listAction,
 	}, nil, `Lists every chain, oldest first, with the last transaction of each increment: the moments that recover can give, and
 all that lie between. It reads manifests and .dat files only.`,

@@ -16,14 +16,14 @@ func promoteCommand() *cli.Command {
 	return command(&cli.Command{
 		Name:  "promote",
 		Usage: "make a standby the master",
-		Flags: []cli.Flag{
+		Flags: withPlace(
 			&cli.StringFlag{Name: "data", Usage: "the standby's `DATA.FS`"},
-			&cli.StringFlag{Name: "from", Usage: "the `DIR` to drain first; by default the one that watch followed"},
+			&cli.StringFlag{Name: "from", Usage: "the `PLACE` to drain first, as watch takes it; by default the one that watch followed"},
 			&cli.BoolFlag{Name: "no-drain", Usage: "take the standby as it is, without looking at the directory"},
 			&cli.StringFlag{Name: "exec", Usage: "shell `COMMAND` that starts the ZEO server, run at the end"},
 			&cli.DurationFlag{Name: "wait", Usage: "the `TIME` to wait for a running watch to step aside", Value: restore.DefaultWait},
 			jsonFlag, verboseFlag,
-		},
+		),
 		Action: promoteAction,
 	}, nil, `Applies everything complete that has arrived, writes Data.fs.index, raises the epoch and records the role, gives back
 the lock and runs COMMAND. A running watch steps aside by itself and ends. From then on watch refuses here, and what a
@@ -55,7 +55,13 @@ func promoteAction(c *cli.Context) error {
 		if err := transport.CheckTarget(from); err != nil {
 			return err
 		}
-		source := lazySource{from}
+		to, err := targetOptions(c)
+		if err != nil {
+			return err
+		}
+		to.Patience = shortPatience
+		source := newLazySource(from, to)
+		defer source.Close()
 		o.Tell = source.tell
 		if !c.Bool("no-drain") {
 			o.Source = source
@@ -89,11 +95,11 @@ func statusCommand() *cli.Command {
 	return command(&cli.Command{
 		Name:  "status",
 		Usage: "show how a node stands",
-		Flags: []cli.Flag{
+		Flags: withPlace(
 			&cli.StringFlag{Name: "data", Usage: "the node's `DATA.FS`"},
-			&cli.StringFlag{Name: "from", Usage: "the `DIR` that it follows; by default the one that watch followed"},
+			&cli.StringFlag{Name: "from", Usage: "the `PLACE` that it follows, as watch takes it; by default the one that watch followed"},
 			jsonFlag,
-		},
+		),
 		Action: statusAction,
 	}, nil, `Shows role, epoch, position, last transaction, condition and what is still to be applied. It takes no lock and changes
 nothing. A condition other than "current" and "behind" comes with what to do.`,
@@ -112,7 +118,14 @@ func statusAction(c *cli.Context) error {
 		}
 	}
 	if from != "" {
-		o.Source = lazySource{from}
+		to, err := targetOptions(c)
+		if err != nil {
+			return err
+		}
+		to.Patience = shortPatience
+		source := newLazySource(from, to)
+		defer source.Close()
+		o.Source = source
 	}
 	s, err := restore.ReadStatus(c.Context, o)
 	if err != nil {

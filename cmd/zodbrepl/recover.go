@@ -14,14 +14,14 @@ func recoverCommand() *cli.Command {
 	return command(&cli.Command{
 		Name:  "recover",
 		Usage: "make a Data.fs of any moment, to the transaction",
-		Flags: []cli.Flag{
-			&cli.StringFlag{Name: "repository", Aliases: []string{"r"}, Usage: "the `DIR` that holds the backups"},
+		Flags: withPlace(
+			&cli.StringFlag{Name: "repository", Aliases: []string{"r"}, Usage: "the `PLACE` that holds the backups: a directory, or sftp://user@host/path"},
 			&cli.StringFlag{Name: "output", Aliases: []string{"o"}, Usage: "the `DATA.FS` to make; an existing one is replaced when all is good, or appended to when it is an earlier recovery"},
 			&cli.StringFlag{Name: "at", Usage: "the `MOMENT`: a tid, an RFC 3339 time, or yyyy-mm-dd[-hh[-mm[-ss]]] in UTC; by default the newest"},
 			&cli.BoolFlag{Name: "dry-run", Usage: "only tell what would be recovered"},
 			&cli.BoolFlag{Name: "stdout", Usage: "write the Data.fs to standard output"},
 			jsonFlag, verboseFlag,
-		},
+		),
 		Action: recoverAction,
 	}, nil, `Takes every transaction up to the moment, included. A date that is not written out means the end of that day, hour,
 minute or second. Everything is verified while it is written; the output gets its name, and its Data.fs.index, only when

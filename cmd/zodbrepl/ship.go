@@ -16,11 +16,11 @@ func shipCommand() *cli.Command {
 	return command(&cli.Command{
 		Name:  "ship",
 		Usage: "bring targets up to date with a repository",
-		Flags: []cli.Flag{
+		Flags: withPlace(
 			&cli.StringFlag{Name: "repository", Aliases: []string{"r"}, Usage: "the `DIR` that holds the backups"},
-			&cli.StringSliceFlag{Name: "to", Usage: "`TARGET` to carry them to, a directory as a path or file:///path; may be repeated"},
+			&cli.StringSliceFlag{Name: "to", Usage: "`TARGET` to carry them to: a directory as a path or file:///path, or sftp://user@host/path; may be repeated"},
 			jsonFlag, verboseFlag,
-		},
+		),
 		Action: func(c *cli.Context) error {
 			if err := need(c, "repository"); err != nil {
 				return err
@@ -32,7 +32,11 @@ func shipCommand() *cli.Command {
 			if err := checkTargets(targets); err != nil {
 				return err
 			}
-			results, err := ship(c, c.String("repository"), targets)
+			o, err := targetOptions(c)
+			if err != nil {
+				return err
+			}
+			results, err := ship(c, c.String("repository"), targets, o)
 			if results != nil {
 				if rerr := quietly(c, results, func(w io.Writer) { printShip(w, results) }); err == nil {
 					err = rerr
@@ -55,7 +59,7 @@ func checkTargets(targets []string) error {
 	return nil
 }
 
-func ship(c *cli.Context, repository string, targets []string) ([]transport.TargetResult, error) {
+func ship(c *cli.Context, repository string, targets []string, o transport.TargetOptions) ([]transport.TargetResult, error) {
 	var show func(target, file string, done, total int64)
 	if len(targets) == 1 {
 		if tell, done := progress(c, "ship"); tell != nil {
@@ -64,7 +68,7 @@ func ship(c *cli.Context, repository string, targets []string) ([]transport.Targ
 		}
 	}
 	results, err := transport.Ship(c.Context, transport.ShipOptions{
-		Repository: incremental.Dir(repository), Targets: targets, Log: logger(c, c.Bool("verbose")), Progress: show,
+		Repository: incremental.Dir(repository), Targets: targets, Options: o, Log: logger(c, c.Bool("verbose")), Progress: show,
 	})
 	return results, keeping(err, "the repository, and what the targets have already")
 }

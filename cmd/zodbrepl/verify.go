@@ -13,11 +13,11 @@ func verifyCommand() *cli.Command {
 	return command(&cli.Command{
 		Name:  "verify",
 		Usage: "check every increment of a repository",
-		Flags: []cli.Flag{
-			&cli.StringFlag{Name: "repository", Aliases: []string{"r"}, Usage: "the `DIR` that holds the backups"},
+		Flags: withPlace(
+			&cli.StringFlag{Name: "repository", Aliases: []string{"r"}, Usage: "the `PLACE` that holds the backups: a directory, or sftp://user@host/path"},
 			&cli.BoolFlag{Name: "quick", Usage: "stored sizes and SHA-256 only, without unpacking"},
 			jsonFlag, verboseFlag,
-		},
+		),
 		Action: verifyAction,
 	}, nil, `Unpacks every increment of every chain and checks its hashes, positions, transactions and structure, and that nothing
 is missing between. What could not be checked is said. It changes nothing and works on any copy of a repository.`,

@@ -1,0 +1,396 @@
+package transport
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/pkg/sftp"
+
+	"zodbrepl/internal/durable"
+	"zodbrepl/internal/fault"
+)
+
+// sftpTarget is a directory behind an SSH server. It keeps one connection, made anew when it was cut.
+type sftpTarget struct {
+	remote
+	TargetOptions
+	timing
+
+	mu     sync.Mutex // held while connecting
+	live   *session
+	closed bool
+	told   sync.Once // that names or contents cannot be made durable
+
+	puts sync.Map // name -> putState: of a finished Put, for Publish
+}
+
+func newSFTPTarget(ctx context.Context, r remote, o TargetOptions) (Target, error) {
+	t := &sftpTarget{remote: r, TargetOptions: o, timing: usualTiming}
+	if o.timing != nil {
+		t.timing = *o.timing
+	}
+	t.Patience = cmp.Or(t.Patience, DefaultPatience)
+	err := t.do(ctx, func(ctx context.Context, s *session) error {
+		var fi os.FileInfo
+		err := s.ask(ctx, func() (err error) { fi, err = s.client.Stat(t.remote.path); return err })
+		if err == nil && !fi.IsDir() {
+			return fault.New(nil, "%s is a file, not a directory", t).Keeping("nothing was written").Remedy("give the directory that holds the increments")
+		}
+		return err
+	})
+	if err != nil {
+		t.Close()
+		return nil, t.explainDir(err)
+	}
+	return t, nil
+}
+
+// session returns the live connection, made anew when there is none.
+func (t *sftpTarget) session(ctx context.Context) (*session, error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	switch {
+	case t.closed:
+		return nil, fs.ErrClosed
+	case t.live != nil && t.live.dead() == nil:
+		return t.live, nil
+	}
+	var err error
+	t.live = nil
+	if t.SSHCommand != "" {
+		t.live, err = openCommand(ctx, t.remote, t.TargetOptions, t.timing)
+		return t.live, err
+	}
+	d := &dialer{TargetOptions: t.TargetOptions, timing: t.timing}
+	if d.config, err = loadSSHConfig(homeDir(), t.Log); err != nil {
+		return nil, err
+	}
+	t.live, err = d.openSFTP(ctx, hop{t.user, t.host, t.port})
+	return t.live, err
+}
+
+// do runs op on a connection, and once more when the line fails, as long as patience lasts.
+func (t *sftpTarget) do(ctx context.Context, op func(context.Context, *session) error) error {
+	return t.doing(ctx, func(s *session, _ int, _ *atomic.Int64) error { return op(ctx, s) })
+}
+
+func (t *sftpTarget) doing(ctx context.Context, op func(s *session, n int, forward *atomic.Int64) error) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	return retry(ctx, t.Patience, t.timing, func(n int, forward *atomic.Int64) error {
+		s, err := t.session(ctx)
+		if err == nil {
+			err = op(s, n, forward)
+		}
+		var line *lineError
+		if errors.As(err, &line) && ctx.Err() == nil {
+			t.Log.Info("the line failed", "target", t.String(), "cause", line.err)
+			if s != nil {
+				s.kill(err)
+			}
+		}
+		return err
+	})
+}
+
+// Path returns the path of a file at the other side.
+func (t *sftpTarget) at(name string) string { return path.Join(t.remote.path, name) }
+
+func (t *sftpTarget) temp(name string) string { return t.at(name) + durable.TempSuffix }
+
+// List implements incremental.Source.
+func (t *sftpTarget) List(ctx context.Context) ([]fs.DirEntry, error) {
+	var entries []fs.DirEntry
+	err := t.do(ctx, func(ctx context.Context, s *session) error {
+		var infos []os.FileInfo
+		err := s.ask(ctx, func() (err error) { infos, err = s.client.ReadDirContext(ctx, t.remote.path); return err })
+		entries = entries[:0]
+		for _, fi := range infos {
+			entries = append(entries, fs.FileInfoToDirEntry(fi))
+		}
+		return err
+	})
+	if err != nil {
+		return nil, t.explainDir(err)
+	}
+	slices.SortFunc(entries, func(a, b fs.DirEntry) int { return cmp.Compare(a.Name(), b.Name()) })
+	return entries, nil
+}
+
+// Stat implements Target.
+func (t *sftpTarget) Stat(ctx context.Context, name string) (size int64, exists bool, err error) {
+	err = t.do(ctx, func(ctx context.Context, s *session) error {
+		fi, err := s.lstat(ctx, t.at(name))
+		switch {
+		case errors.Is(err, fs.ErrNotExist):
+			size, exists = 0, false
+			return nil
+		case err != nil:
+			return err
+		case !fi.Mode().IsRegular():
+			return fault.New(fault.Unverified, "%s is not a regular file", t.name(name)).Remedy("remove it, then ship again")
+		}
+		size, exists = fi.Size(), true
+		return nil
+	})
+	if err != nil {
+		return 0, false, t.explain(ctx, err)
+	}
+	return size, exists, nil
+}
+
+func (s *session) lstat(ctx context.Context, path string) (fi os.FileInfo, err error) {
+	err = s.ask(ctx, func() (err error) { fi, err = s.client.Lstat(path); return err })
+	return fi, err
+}
+
+// name names a file in messages.
+func (t *sftpTarget) name(name string) string { return t.String() + "/" + name }
+
+// Publish implements Target. When the answer to the renaming is lost, the next attempt finds out whether it was done:
+// the temporary file is gone then, and the file is the one that was put.
+//
+// A server without posix-rename cannot replace a file in one step. Then the old one is set aside first, under a
+// temporary name. A crash in between leaves no file of that name, the old and the new one under temporary names; what
+// sends the file the next time puts it right.
+func (t *sftpTarget) Publish(ctx context.Context, name string) error {
+	from, to := t.temp(name), t.at(name)
+	err := t.doing(ctx, func(s *session, n int, _ *atomic.Int64) error {
+		if n > 0 && t.published(ctx, s, name) {
+			return t.syncDir(ctx, s)
+		}
+		err := s.rename(ctx, from, to)
+		if err != nil && !s.posixRename && !errors.Is(err, fs.ErrNotExist) {
+			err = t.exchange(ctx, s, from, to, err)
+		}
+		if errors.Is(err, fs.ErrNotExist) { // one that was a lie: a server may say so of the directory
+			return &fs.PathError{Op: "rename", Path: from, Err: fs.ErrNotExist}
+		}
+		if err != nil {
+			return err
+		}
+		return t.syncDir(ctx, s)
+	})
+	if err == nil {
+		t.puts.Delete(name)
+	}
+	return t.explain(ctx, err)
+}
+
+// Rename implements Target. A connection that is cut is made anew before the renaming, not after it: nobody would know
+// then who took the file.
+func (t *sftpTarget) Rename(ctx context.Context, from, to string) error {
+	renamed := false
+	err := t.do(ctx, func(ctx context.Context, s *session) error {
+		if renamed {
+			return t.syncDir(ctx, s)
+		}
+		// A connection may have died unnoticed while nothing was asked.
+		if _, err := s.lstat(ctx, t.at(from)); err != nil {
+			return err
+		}
+		err := s.rename(ctx, t.at(from), t.at(to))
+		if err != nil && !s.posixRename && !errors.Is(err, fs.ErrNotExist) {
+			err = t.exchange(ctx, s, t.at(from), t.at(to), err)
+		}
+		var line *lineError
+		if errors.As(err, &line) {
+			return fmt.Errorf("it is not known whether %s was renamed to %s: %w", t.name(from), to, line.err)
+		}
+		if err != nil {
+			return err
+		}
+		renamed = true
+		return t.syncDir(ctx, s)
+	})
+	if errors.Is(err, fs.ErrNotExist) {
+		return &fs.PathError{Op: "rename", Path: t.name(from), Err: fs.ErrNotExist}
+	}
+	return t.explain(ctx, err)
+}
+
+func (s *session) rename(ctx context.Context, from, to string) error {
+	return s.ask(ctx, func() error {
+		if s.posixRename {
+			return s.client.PosixRename(from, to)
+		}
+		return s.client.Rename(from, to)
+	})
+}
+
+// exchange renames over a file that exists. failed is why it could not be done in one step.
+func (t *sftpTarget) exchange(ctx context.Context, s *session, from, to string, failed error) error {
+	if _, err := s.lstat(ctx, to); err != nil {
+		return failed
+	}
+	if _, err := s.lstat(ctx, from); err != nil {
+		return err
+	}
+	aside := to + ".replaced" + durable.TempSuffix
+	if err := s.remove(ctx, aside); err != nil {
+		return err
+	}
+	if err := s.rename(ctx, to, aside); err != nil {
+		return err
+	}
+	if err := s.rename(ctx, from, to); err != nil {
+		return errors.Join(err, s.rename(ctx, aside, to))
+	}
+	return s.remove(ctx, aside)
+}
+
+func (s *session) remove(ctx context.Context, path string) error {
+	err := s.ask(ctx, func() error { return s.client.Remove(path) })
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	return err
+}
+
+// syncDir makes the names in the directory durable, where the server has fsync and opens a directory as a file, as
+// OpenSSH does. It is no error if not: who serves files that way gives no such promise to anybody.
+func (t *sftpTarget) syncDir(ctx context.Context, s *session) error {
+	if !s.fsync {
+		return nil
+	}
+	s.dir.Lock()
+	defer s.dir.Unlock()
+	if s.dir.f == nil && !s.dir.broken {
+		err := s.ask(ctx, func() (err error) { s.dir.f, err = s.client.OpenFile(t.remote.path, os.O_RDONLY); return err })
+		if err != nil {
+			return s.orBroken(err)
+		}
+	}
+	if s.dir.broken {
+		return nil
+	}
+	return s.orBroken(s.sync(ctx, s.dir.f))
+}
+
+func (s *session) orBroken(err error) error {
+	var line *lineError
+	if err == nil || errors.As(err, &line) {
+		return err
+	}
+	s.dir.broken = true
+	return nil
+}
+
+// sync makes a file durable, which may take its time.
+func (s *session) sync(ctx context.Context, f *sftp.File) error {
+	s.flushing.Add(1)
+	defer s.flushing.Add(-1)
+	return s.ask(ctx, f.Sync)
+}
+
+// Remove implements Target.
+func (t *sftpTarget) Remove(ctx context.Context, name string) error {
+	return t.explain(ctx, t.do(ctx, func(ctx context.Context, s *session) error {
+		if err := errors.Join(s.remove(ctx, t.at(name)), s.remove(ctx, t.temp(name))); err != nil {
+			return err
+		}
+		return t.syncDir(ctx, s)
+	}))
+}
+
+// Close implements Target.
+func (t *sftpTarget) Close() error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.closed = true
+	if t.live != nil && t.live.dead() == nil {
+		t.live.end()
+	}
+	return nil
+}
+
+// explainDir is explain for what concerns the directory as a whole.
+func (t *sftpTarget) explainDir(err error) error {
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return fault.New(nil, "%s does not exist", t).Keeping("nothing was created").
+			Remedy("check the path (an account in a chroot sees its own /), or make it there: mkdir -p %s", t.remote.path)
+	case errors.Is(err, fs.ErrPermission):
+		return fault.New(nil, "%s cannot be read", t).Because(err).Keeping("nothing was changed").
+			Remedy("give that account the right to read it")
+	}
+	return t.explain(context.Background(), err)
+}
+
+// explain names the target, and what an operator can do.
+func (t *sftpTarget) explain(ctx context.Context, err error) error {
+	var told *fault.Error
+	var status *sftp.StatusError
+	var line *lineError
+	var content *contentError
+	switch {
+	case err == nil, errors.As(err, &told), errors.As(err, &content), errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
+		return err
+	case errors.As(err, &line):
+		return fault.New(nil, "%s cannot be reached", t).Because(line.err).
+			Keeping("what was published there is as it was; the half of a file that arrived will be gone on with").
+			Remedy("see that the host is up and the way to it is open; then run this again")
+	case errors.Is(err, fs.ErrPermission):
+		return fault.New(nil, "%s cannot be written", t).Because(err).
+			Remedy("give that account the right to write there; an account that is read-only can only be read from (watch --from)")
+	case errors.As(err, &status):
+		return t.explainFailure(ctx, err)
+	}
+	return fmt.Errorf("target %s: %w", t, err)
+}
+
+// explainFailure finds out what a server means that only says that something failed: a full disk, most likely.
+func (t *sftpTarget) explainFailure(ctx context.Context, cause error) error {
+	e := fault.New(nil, "%s", t).Because(cause)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), t.handshake)
+	defer cancel()
+	s, err := t.session(ctx)
+	if err != nil || !s.statVFS {
+		return e.Remedy("the server does not say why; look whether the disk there is full, a quota used up, or the mount read-only")
+	}
+	var v *sftp.StatVFS
+	if err := s.ask(ctx, func() (err error) { v, err = s.client.StatVFS(t.remote.path); return err }); err != nil {
+		return e.Remedy("the server does not say why; look whether the disk there is full, a quota used up, or the mount read-only")
+	}
+	const readOnly = 1
+	switch {
+	case v.Flag&readOnly != 0:
+		return fault.New(nil, "target %s cannot be written: its file system is mounted read-only", t).Because(cause).Remedy("mount it read-write there")
+	case v.Bavail*v.Frsize < 2*maxPacket || v.Files > 0 && v.Favail == 0:
+		return fault.New(nil, "target %s is full", t).Because(cause).
+			Keeping("what was published there is as it was; the half of a file that arrived will be gone on with").
+			Remedy("make room there, then ship again")
+	}
+	return e.Remedy("the disk there has %d MiB free; perhaps a quota is used up. The log of the server may say more", v.Bavail*v.Frsize>>20)
+}
+
+// published says whether the temporary file of a finished Put has got its name.
+func (t *sftpTarget) published(ctx context.Context, s *session, name string) bool {
+	state, ok := t.puts.Load(name)
+	if !ok {
+		return false
+	}
+	if _, err := s.lstat(ctx, t.temp(name)); !errors.Is(err, fs.ErrNotExist) {
+		return false
+	}
+	fi, err := s.lstat(ctx, t.at(name))
+	return err == nil && fi.Mode().IsRegular() && state.(putState).is(fi)
+}
+
+// putState tells a file from its predecessor: SFTP has no inode numbers.
+type putState struct {
+	size int64
+	time time.Time
+}
+
+func (p putState) is(fi os.FileInfo) bool { return fi.Size() == p.size && fi.ModTime().Equal(p.time) }
