@@ -47,8 +47,7 @@ func (b *backup) adopt(ctx context.Context) error {
 		// The full that was asked for does not need it. A part may have been adopted, and tells the lineage now.
 		b.Log.Warn("the newest chain is damaged; it stays as it is", "storage", b.Data, "chain", c.Stamp, "cause", err)
 	}
-	b.repo, err = Open(ctx, b.Repository)
-	return err
+	return b.open(ctx)
 }
 
 // adoptChain verifies the increments that have no manifest and writes one for each, oldest first.
@@ -120,7 +119,7 @@ func (b *backup) describeStored(ctx context.Context, inc Increment, tail *TailKe
 	check := filestorage.NewChecker(b.Repository.Path(inc.File), inc.Start)
 	blobs := blobCollector{known: known}
 	check.OnRecord = blobs.add
-	if err := inc.decode(ctx, where, in, io.MultiWriter(check, tail)); err != nil {
+	if err := inc.decode(ctx, where, in, io.MultiWriter(check, tail), b.Jobs); err != nil {
 		return nil, err
 	}
 	if err := check.Close(); err != nil {

@@ -23,7 +23,8 @@ type BackupOptions struct {
 	Repository Dir
 	Full       bool   // make a full, whatever there is
 	Deep       bool   // compare all that is backed up with Data.fs before a delta
-	Codec      string // "" is the default
+	Codec      string // "": the one that the repository has, gzip in an empty one
+	Effort            // of the codec
 	KillOld    bool   // after a full, remove the chains before it
 
 	// Lineage and Epoch are those of a promoted node; "" and 0 for a master that never was a standby.
@@ -112,6 +113,11 @@ func (b *backup) prepare() (err error) {
 	if b.codec, err = CodecByName(b.Codec); err != nil {
 		return fault.New(fault.Usage, "codec").Because(err)
 	}
+	if b.Codec != "" || b.Level < 0 {
+		if err := checkLevel(b.codec, b.Level); err != nil {
+			return err
+		}
+	}
 	if b.Log == nil {
 		b.Log = slog.New(slog.DiscardHandler)
 	}
@@ -179,8 +185,10 @@ func exists(path string) bool {
 }
 
 func (b *backup) run(ctx context.Context) (BackupResult, error) {
-	var err error
-	if b.repo, err = Open(ctx, b.Repository); err != nil {
+	if err := b.open(ctx); err != nil {
+		return BackupResult{}, err
+	}
+	if err := b.settleCodec(); err != nil {
 		return BackupResult{}, err
 	}
 	if err := b.permitted(ctx); err != nil {
@@ -222,6 +230,14 @@ func (b *backup) run(ctx context.Context) (BackupResult, error) {
 	res.Action, res.Reason, res.File, res.Unasked = string(m.Kind), m.Reason, m.File, b.unasked
 	res.LastTID, res.Transactions, res.StoredSize = m.LastTID, m.Transactions, m.StoredSize
 	return res, nil
+}
+
+// open lists the repository.
+func (b *backup) open(ctx context.Context) (err error) {
+	if b.repo, err = Open(ctx, b.Repository); err == nil {
+		b.repo.Jobs = b.Jobs
+	}
+	return err
 }
 
 func (b *backup) unreadable(err error) error {

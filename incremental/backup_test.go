@@ -23,9 +23,12 @@ func TestTheLifeOfARepository(t *testing.T) {
 		{"plain", func(int) string { return "none" }},
 		{"mixed", func(i int) string { return []string{"gzip", "none"}[i%2] }},
 		{"the default is gzip", func(int) string { return "" }},
+		{"zstd", func(int) string { return "zstd" }},
+		{"zstd once, then no codec is asked for", func(i int) string { return []string{"zstd", "", "", "", "", "", "", "", "", "", "", ""}[i] }},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			w := newWorld(t)
+			w.zstd = tt.codec(0) == "zstd"
 			i := 0
 			codec := func(o *BackupOptions) { o.Codec = tt.codec(i); i++ }
 

@@ -58,7 +58,7 @@ func BenchmarkGzip(b *testing.B) {
 	b.Run("write", func(b *testing.B) {
 		b.SetBytes(int64(len(raw)))
 		for b.Loop() {
-			w := gzipCodec{}.NewWriter(io.Discard)
+			w := gzipCodec{}.NewWriter(io.Discard, Effort{})
 			_, err := w.Write(raw)
 			require.NoError(b, err)
 			require.NoError(b, w.Close())
@@ -76,7 +76,7 @@ func BenchmarkGzip(b *testing.B) {
 		b.Run(name, func(b *testing.B) {
 			b.SetBytes(int64(len(raw)))
 			for b.Loop() {
-				require.NoError(b, inc.decode(b.Context(), "memory", bytes.NewReader(file), io.Discard))
+				require.NoError(b, inc.decode(b.Context(), "memory", bytes.NewReader(file), io.Discard, 0))
 			}
 		})
 	}

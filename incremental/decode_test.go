@@ -9,6 +9,7 @@ import (
 	"encoding/hex"
 	"hash/crc32"
 	"io"
+	"runtime"
 	"slices"
 	"testing"
 	"testing/iotest"
@@ -31,16 +32,31 @@ func increment(raw, file []byte, c Codec) Increment {
 func TestDecodingLeavesNoGoroutine(t *testing.T) {
 	cores(t, 3)
 	raw := text(4*memberSize + 100)
-	files := map[string][]byte{"gzip": stored(t, gzipCodec{}, raw, len(raw)), "none": raw, "repozo's": foreign(raw, gzip.Header{Name: "x"})}
-	for name, file := range files {
-		inc := increment(raw, file, gzipCodec{})
-		if name == "none" {
-			inc.codec = noneCodec{}
-		}
+	for _, c := range []struct {
+		name  string
+		codec Codec
+		file  []byte
+	}{
+		{"gzip", gzipCodec{}, stored(t, gzipCodec{}, raw, len(raw))},
+		{"none", noneCodec{}, raw},
+		{"zstd", zstdCodec{}, stored(t, zstdCodec{}, raw, len(raw))},
+		{"repozo's", gzipCodec{}, foreign(raw, gzip.Header{Name: "x"})},
+	} {
+		name, file, inc := c.name, c.file, increment(raw, c.file, c.codec)
 		try := func(t *testing.T, ctx context.Context, inc Increment, r io.Reader, w io.Writer) (err error) {
 			open := 0
 			inc.codec = opening{inc.codec, &open}
-			synctest.Test(t, func(*testing.T) { err = inc.decode(ctx, "repository", r, w) })
+			decode := func(*testing.T) { err = inc.decode(ctx, "repository", r, w, 0) }
+			if c.name != "zstd" {
+				synctest.Test(t, decode)
+			} else { // decoders are used again and have channels, which must not cross bubbles
+				before := runtime.NumGoroutine()
+				decode(t)
+				for i := 0; i < 1e6 && runtime.NumGoroutine() > before; i++ {
+					runtime.Gosched()
+				}
+				require.LessOrEqual(t, runtime.NumGoroutine(), before, "no goroutine is left")
+			}
 			require.Zero(t, open, "its reader was closed")
 			return err
 		}
@@ -90,8 +106,8 @@ type opening struct {
 	n *int
 }
 
-func (o opening) NewReader(r io.Reader) (io.ReadCloser, error) {
-	z, err := o.Codec.NewReader(r)
+func (o opening) NewReader(r io.Reader, _ int) (io.ReadCloser, error) {
+	z, err := o.Codec.NewReader(r, 0)
 	if err != nil {
 		return nil, err
 	}

@@ -378,7 +378,7 @@ func TestAnUnknownCodec(t *testing.T) {
 	w.grow(1)
 	_, err := w.try(func(o *BackupOptions) { o.Codec = "lzma" })
 	require.ErrorIs(t, err, fault.Usage)
-	require.ErrorContains(t, err, `unknown codec "lzma"; there are [gzip none]`)
+	require.ErrorContains(t, err, `unknown codec "lzma"; there are [gzip none zstd]`)
 	require.Empty(t, names(t, w.repo, ""))
 }
 

@@ -13,6 +13,7 @@ import (
 	"testing/fstest"
 
 	"github.com/klauspost/compress/gzip"
+	"github.com/klauspost/compress/zstd"
 	"github.com/stretchr/testify/require"
 
 	"zodbrepl/fixtures/fixturetest"
@@ -100,12 +101,46 @@ func FuzzDecodeGzip(f *testing.F) {
 		sum := md5.Sum(text(int(size)))
 		inc := Increment{File: "x.fsz", End: size, MD5: hex.EncodeToString(sum[:]), codec: gzipCodec{}}
 		var out bytes.Buffer
-		err := inc.decode(context.Background(), "repository", bytes.NewReader(b), &out)
+		err := inc.decode(context.Background(), "repository", bytes.NewReader(b), &out, 0)
 		require.LessOrEqual(t, int64(out.Len()), size+1)
 		if err == nil {
 			require.Equal(t, string(text(int(size))), out.String())
 		}
 		sameAsPlain(t, func() io.Reader { return bytes.NewReader(b) }, 4*memberSize, "")
+	})
+}
+
+// Whatever is stored, only the right bytes come out without error, and never more than there should be.
+func FuzzDecodeZstd(f *testing.F) {
+	for _, n := range []int{0, 1, 5000} {
+		f.Add(stored(f, zstdCodec{}, text(n), 1000), int64(n))
+	}
+	two := [][]byte{frame(text(10)), frame(text(20))}
+	f.Add(tabled(two, 10, 20), int64(30))
+	f.Add(tabled(two, 20, 10), int64(30))
+	f.Add(append(tabled(two, 10, 20), 0), int64(30))
+	f.Add(slices.Concat(two...), int64(30))
+	f.Add(tabled([][]byte{frame(make([]byte, 1<<20))}, 1<<20), int64(10))
+	f.Fuzz(func(t *testing.T, b []byte, size int64) {
+		size &= 1<<20 - 1
+		sum := md5.Sum(text(int(size)))
+		inc := Increment{File: "x.fszst", End: size, MD5: hex.EncodeToString(sum[:]), codec: zstdCodec{}}
+		var out bytes.Buffer
+		err := inc.decode(context.Background(), "repository", bytes.NewReader(b), &out, 2)
+		require.LessOrEqual(t, int64(out.Len()), size+1)
+		if err == nil {
+			require.Equal(t, string(text(int(size))), out.String())
+		}
+		// What is read without error is what any zstd reads.
+		got := readWith(ourZstd, bytes.NewReader(b), 4*frameSize)
+		if got.err == nil && len(got.raw) < 4*frameSize {
+			d, err := zstd.NewReader(bytes.NewReader(b))
+			require.NoError(t, err)
+			defer d.Close()
+			plain, err := io.ReadAll(d)
+			require.NoError(t, err)
+			same(t, plain, got.raw)
+		}
 	})
 }
 

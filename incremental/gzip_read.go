@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"runtime"
 	"sync"
 
 	"github.com/klauspost/compress/gzip"
@@ -17,7 +16,7 @@ const (
 	memberHeader = memberField + 4
 	minStored    = memberHeader + 2 + 8           // with the shortest deflate data, CRC-32 and raw size
 	maxStored    = memberSize + 64<<10            // deflate makes nothing larger than this of memberSize bytes
-	maxReadJobs  = 8                              // bounds the memory to about 4 MiB each
+	gzipReadJobs = 8                              // bounds the memory to about 4 MiB each
 	gzipBuffer   = 256 << 10                      // between the file and the decoder
 	fieldPrefix  = "\x08\x00ZR\x04\x00"           // XLEN, the subfield's name and its length
 	gzipPrefix   = "\x1f\x8b\x08\x04"             // deflate, FEXTRA and no other flag
@@ -25,7 +24,7 @@ const (
 )
 
 // errClosed is what a reader says after its Close.
-var errClosed = errors.New("the gzip reader is closed")
+var errClosed = errors.New("the reader is closed")
 
 // gzipReader unpacks the members that tell their stored size in goroutines, and gives out their raw bytes in order.
 //
@@ -35,20 +34,17 @@ var errClosed = errors.New("the gzip reader is closed")
 //
 // Stored bytes are read by the goroutine that calls Read, in order and each once.
 type gzipReader struct {
+	readAhead
 	br    *bufio.Reader // over a stickyReader
-	jobs  int           // how many members may be under way
-	queue []*unpacking
-	ended bool       // nothing more is read ahead
-	head  *unpacking // whose bytes are given out
-	rest  []byte     // of them, what has not been given out
+	ended bool          // nothing more is read ahead
 	plain *gzip.Reader
 	err   error
 }
 
-func (gzipCodec) NewReader(r io.Reader) (io.ReadCloser, error) {
+func (gzipCodec) NewReader(r io.Reader, n int) (io.ReadCloser, error) {
 	g := &gzipReader{
-		br:   bufio.NewReaderSize(&stickyReader{r: r}, gzipBuffer),
-		jobs: min(runtime.GOMAXPROCS(0), maxReadJobs) + 1, // one more waits to be given out
+		readAhead: readAhead{jobs: jobs(n, gzipReadJobs) + 1}, // one more waits to be given out
+		br:        bufio.NewReaderSize(&stickyReader{r: r}, gzipBuffer),
 	}
 	if nextStored(g.br) > 0 {
 		return g, nil
@@ -86,9 +82,7 @@ func (g *gzipReader) Read(p []byte) (int, error) {
 		case g.err != nil:
 			return 0, g.err
 		case len(g.rest) > 0:
-			n := copy(p, g.rest)
-			g.rest = g.rest[n:]
-			return n, nil
+			return g.take(p), nil
 		case g.plain != nil:
 			return g.plain.Read(p)
 		}
@@ -96,40 +90,54 @@ func (g *gzipReader) Read(p []byte) (int, error) {
 	}
 }
 
-// next brings the raw bytes of the next member, which may be none, or begins with the plain reader.
-func (g *gzipReader) next() {
-	g.release()
-	g.readAhead()
-	if len(g.queue) == 0 {
-		g.readPlain(g.br)
-		return
+// WriteTo writes all that there is, member by member, without a copy.
+func (g *gzipReader) WriteTo(w io.Writer) (n int64, err error) {
+	for {
+		k, err := g.passOn(w)
+		n += k
+		switch {
+		case err != nil:
+			return n, err
+		case g.err == io.EOF:
+			return n, nil
+		case g.err != nil:
+			return n, g.err
+		case g.plain != nil:
+			k, err := io.CopyBuffer(struct{ io.Writer }{w}, struct{ io.Reader }{g.plain}, make([]byte, gzipBuffer))
+			return n + k, err
+		}
+		g.next()
 	}
-	u := g.queue[0]
-	<-u.done
-	if !u.ok {
-		g.abandon()
-		return
-	}
-	g.queue = g.queue[1:]
-	g.head, g.rest = u, u.raw[:u.n]
 }
 
-// readAhead starts members until enough are under way.
-func (g *gzipReader) readAhead() {
+// next brings the raw bytes of the next member, which may be none, or begins with the plain reader.
+func (g *gzipReader) next() {
+	g.drop()
 	for !g.ended && len(g.queue) < g.jobs {
-		n := nextStored(g.br)
-		if n == 0 {
-			g.ended = true
-			return
-		}
-		u := &unpacking{stored: storedBuffers.Get().(*bytes.Buffer), done: make(chan struct{})}
-		u.stored.Reset()
-		// It grows with what is there, not with what is claimed. An error comes again, see stickyReader.
-		u.stored.ReadFrom(io.LimitReader(g.br, int64(n)))
-		u.raw = rawBuffers.Get().(*[memberSize]byte)
-		g.queue = append(g.queue, u)
-		go u.unpack()
+		g.begin()
 	}
+	switch {
+	case len(g.queue) == 0:
+		g.readPlain(g.br)
+	case g.first().err != nil:
+		g.abandon()
+	default:
+		g.advance()
+	}
+}
+
+// begin reads the next member and begins to unpack it, if it tells its size.
+func (g *gzipReader) begin() {
+	n := nextStored(g.br)
+	if n == 0 {
+		g.ended = true
+		return
+	}
+	stored := storedBuffers.Get().(*bytes.Buffer)
+	stored.Reset()
+	// It grows with what is there, not with what is claimed. An error comes again, see stickyReader.
+	stored.ReadFrom(io.LimitReader(g.br, int64(n)))
+	g.readAhead.begin(stored, memberSize, func(u *unpacking) { u.err = unpackMember(u) })
 }
 
 // abandon gives up on the claimed sizes: what is under way is read again, by the plain reader.
@@ -137,7 +145,7 @@ func (g *gzipReader) abandon() {
 	var again []io.Reader
 	for _, u := range g.queue {
 		<-u.done
-		rawBuffers.Put(u.raw)
+		giveRaw(u.raw)
 		again = append(again, u.stored)
 	}
 	g.queue, g.ended = nil, true
@@ -153,61 +161,43 @@ func (g *gzipReader) readPlain(r *bufio.Reader) {
 	g.plain = z
 }
 
-func (g *gzipReader) release() {
-	if g.head != nil {
-		g.head.release()
-	}
-	g.head, g.rest = nil, nil
-}
-
 // Close ends what is under way and waits for it.
 func (g *gzipReader) Close() error {
-	g.release()
-	for _, u := range g.queue {
-		<-u.done
-		u.release()
-	}
-	g.queue, g.ended, g.plain, g.err = nil, true, nil, errClosed
+	g.readAhead.end()
+	g.ended, g.plain, g.err = true, nil, errClosed
 	return nil
-}
-
-// unpacking is a member that is being unpacked in a goroutine.
-type unpacking struct {
-	stored *bytes.Buffer
-	raw    *[memberSize]byte
-	done   chan struct{} // closed when the following are set
-	n      int           // raw bytes
-	ok     bool          // stored was right, complete, of at most memberSize raw bytes, and ended where a member does
 }
 
 var decompressors = sync.Pool{New: func() any { return new(gzip.Reader) }}
 
-func (u *unpacking) unpack() {
-	defer close(u.done)
+// errNotAsClaimed is of a member that must be read by the plain reader, which tells what is wrong with it if anything is.
+var errNotAsClaimed = errors.New("not one member of the size that it claims")
+
+// unpackMember decodes u.stored into u.raw. It fails unless that is one member, right, complete, of at most memberSize
+// raw bytes, and ends where u.stored does.
+func unpackMember(u *unpacking) error {
 	z := decompressors.Get().(*gzip.Reader)
 	defer decompressors.Put(z)
 	if z.Reset(bytes.NewReader(u.stored.Bytes())) != nil {
-		return
+		return errNotAsClaimed
 	}
-	var err error
-	for err == nil && u.n < memberSize {
-		var n int
-		n, err = z.Read(u.raw[u.n:])
-		u.n += n
+	n, err := 0, error(nil)
+	for err == nil && n < memberSize {
+		var k int
+		k, err = z.Read(u.raw[n:memberSize])
+		n += k
 	}
 	if err == nil {
 		var beyond [1]byte
-		var n int
-		if n, err = z.Read(beyond[:]); n > 0 {
-			return
+		if _, err = io.ReadFull(z, beyond[:]); err == nil {
+			return errNotAsClaimed
 		}
 	}
-	u.ok = err == io.EOF
-}
-
-func (u *unpacking) release() {
-	rawBuffers.Put(u.raw)
-	storedBuffers.Put(u.stored)
+	u.raw = u.raw[:n]
+	if err != io.EOF {
+		return errNotAsClaimed
+	}
+	return nil
 }
 
 // stickyReader gives an error, or io.EOF, again and again, where a bufio.Reader gives it once.

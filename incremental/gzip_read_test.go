@@ -18,7 +18,13 @@ import (
 )
 
 // ours is one member as we write it.
-func ours(raw []byte) []byte { return bytes.Clone(compressMember(raw).stored.Bytes()) }
+func ours(raw []byte) []byte {
+	var b bytes.Buffer
+	if err := compressMember(raw, &b, gzipLevel); err != nil {
+		panic(err)
+	}
+	return b.Bytes()
+}
 
 // claiming is a member of which the stored size was changed.
 func claiming(raw []byte, n int) []byte {
@@ -35,6 +41,8 @@ func foreign(raw []byte, header gzip.Header) []byte {
 	z.Close()
 	return b.Bytes()
 }
+
+func ourGzip(r io.Reader) (io.ReadCloser, error) { return gzipCodec{}.NewReader(r, 0) }
 
 func plainGzip(r io.Reader) (io.ReadCloser, error) {
 	z, err := gzip.NewReader(bufio.NewReader(r))
@@ -68,7 +76,7 @@ func sameAsPlain(t testing.TB, source func() io.Reader, limit int64, what string
 	t.Helper()
 	what = fmt.Sprintf(what, args...)
 	want := readWith(plainGzip, source(), limit)
-	got := readWith(gzipCodec{}.NewReader, source(), limit)
+	got := readWith(ourGzip, source(), limit)
 	require.Equal(t, want.err, got.err, what)
 	require.True(t, bytes.Equal(want.raw, got.raw), "%s: %d bytes wanted, %d there", what, len(want.raw), len(got.raw))
 	return got
@@ -180,15 +188,15 @@ func TestGzipMembersAreUnpackedSideBySide(t *testing.T) {
 		t.Run(fmt.Sprintf("%d cores", n), func(t *testing.T) {
 			cores(t, n)
 			var seen bytes.Buffer
-			r, err := gzipCodec{}.NewReader(io.TeeReader(bytes.NewReader(b), &seen))
+			r, err := gzipCodec{}.NewReader(io.TeeReader(bytes.NewReader(b), &seen), 0)
 			require.NoError(t, err)
 			defer r.Close()
 			g := r.(*gzipReader)
 			first := make([]byte, 1)
 			_, err = io.ReadFull(r, first)
 			require.NoError(t, err)
-			require.Len(t, g.queue, min(n, maxReadJobs), "beside the one that is given out")
-			require.LessOrEqual(t, seen.Len(), (min(n, maxReadJobs)+2)*asidePiece+gzipBuffer, "no more is read ahead")
+			require.Len(t, g.queue, min(n, gzipReadJobs), "beside the one that is given out")
+			require.LessOrEqual(t, seen.Len(), (min(n, gzipReadJobs)+2)*asidePiece+gzipBuffer, "no more is read ahead")
 			rest, err := io.ReadAll(r)
 			require.NoError(t, err)
 			same(t, raw, append(first, rest...))
@@ -205,7 +213,7 @@ func TestGzipMembersAreUnpackedSideBySide(t *testing.T) {
 // large as stored ones get.
 func TestTheLargestMembersAreNotReadTheSlowWay(t *testing.T) {
 	raw := noise(3*memberSize + 1)
-	r, err := gzipCodec{}.NewReader(bytes.NewReader(stored(t, gzipCodec{}, raw, len(raw))))
+	r, err := gzipCodec{}.NewReader(bytes.NewReader(stored(t, gzipCodec{}, raw, len(raw))), 0)
 	require.NoError(t, err)
 	got, err := io.ReadAll(r)
 	require.NoError(t, err)
@@ -227,19 +235,20 @@ func TestAForgedGzipMemberIsNotUnpackedBeyondItsBound(t *testing.T) {
 	cores(t, 1)
 	bomb := ours(make([]byte, 60*memberSize))
 	require.LessOrEqual(t, len(bomb), maxStored)
-	r, err := gzipCodec{}.NewReader(bytes.NewReader(slices.Concat(bomb, bomb, bomb)))
+	r, err := gzipCodec{}.NewReader(bytes.NewReader(slices.Concat(bomb, bomb, bomb)), 0)
 	require.NoError(t, err)
 	defer r.Close()
 	g := r.(*gzipReader)
-	g.readAhead()
+	g.begin()
+	g.begin()
 	require.Len(t, g.queue, 2)
 	for _, u := range g.queue {
 		<-u.done
-		require.Equal(t, memberSize, u.n)
-		require.False(t, u.ok)
+		require.LessOrEqual(t, len(u.raw), memberSize)
+		require.ErrorIs(t, u.err, errNotAsClaimed)
 	}
 	for _, claim := range []int{0, minStored - 1, maxStored + 1, 1<<32 - 1} {
-		r, err := gzipCodec{}.NewReader(bytes.NewReader(claiming(text(100), claim)))
+		r, err := gzipCodec{}.NewReader(bytes.NewReader(claiming(text(100), claim)), 0)
 		require.NoError(t, err)
 		require.NotNil(t, r.(*gzipReader).plain, "claims %d", claim)
 	}
@@ -253,7 +262,7 @@ func TestAGzipReaderThatIsClosedHasNothingUnderWay(t *testing.T) {
 	broken[len(b)/2] ^= 1
 	for _, file := range [][]byte{b, broken, foreign(raw, gzip.Header{})} {
 		for _, n := range []int64{0, 1, memberSize, memberSize + 1, 3*memberSize + 1, 7 * memberSize} {
-			r, err := gzipCodec{}.NewReader(bytes.NewReader(file))
+			r, err := gzipCodec{}.NewReader(bytes.NewReader(file), 0)
 			require.NoError(t, err)
 			_, _ = io.CopyN(io.Discard, r, n)
 			under := slices.Clone(r.(*gzipReader).queue)
@@ -286,10 +295,10 @@ func TestGzipIsReadInBoundedMemory(t *testing.T) {
 		members = append(members, bytes.NewReader(member))
 	}
 	base := heap()
-	r, err := gzipCodec{}.NewReader(io.MultiReader(members...))
+	r, err := gzipCodec{}.NewReader(io.MultiReader(members...), 0)
 	require.NoError(t, err)
 	n, err := io.Copy(io.Discard, r)
 	require.NoError(t, err)
 	require.EqualValues(t, 60*memberSize, n)
-	require.Less(t, heap()-base, uint64(48<<20)*uint64(min(runtime.GOMAXPROCS(0), maxReadJobs)/2+1), "120 MiB went through")
+	require.Less(t, heap()-base, uint64(48<<20)*uint64(min(runtime.GOMAXPROCS(0), gzipReadJobs)/2+1), "120 MiB went through")
 }

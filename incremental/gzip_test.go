@@ -30,7 +30,7 @@ func text(n int) []byte {
 func stored(t testing.TB, c Codec, raw []byte, piece int) []byte {
 	t.Helper()
 	var b bytes.Buffer
-	w := c.NewWriter(&b)
+	w := c.NewWriter(&b, Effort{})
 	for len(raw) > 0 {
 		n := min(piece, len(raw))
 		k, err := w.Write(raw[:n])
@@ -47,7 +47,7 @@ func TestGzipMembers(t *testing.T) {
 		t.Run(fmt.Sprint(size), func(t *testing.T) {
 			raw := text(size)
 			b := stored(t, gzipCodec{}, raw, 1<<20)
-			r, err := gzipCodec{}.NewReader(bytes.NewReader(b))
+			r, err := gzipCodec{}.NewReader(bytes.NewReader(b), 0)
 			require.NoError(t, err)
 			got, err := io.ReadAll(r)
 			require.NoError(t, err)
@@ -109,7 +109,7 @@ func TestGzipToAFullDisk(t *testing.T) {
 	raw := text(memberSize)
 	before := runtime.NumGoroutine()
 	for _, room := range []int{0, 1, 100, memberSize / 4, memberSize} {
-		w := gzipCodec{}.NewWriter(&fullAfter{room})
+		w := gzipCodec{}.NewWriter(&fullAfter{room}, Effort{})
 		var failed error
 		for i := 0; i < 100 && failed == nil; i++ { // far more than is ever under way: it must not go on for ever
 			_, failed = w.Write(raw[:memberSize])
@@ -117,7 +117,7 @@ func TestGzipToAFullDisk(t *testing.T) {
 		require.ErrorIs(t, failed, errFull)
 		require.ErrorIs(t, w.Close(), errFull)
 
-		w = gzipCodec{}.NewWriter(&fullAfter{0})
+		w = gzipCodec{}.NewWriter(&fullAfter{0}, Effort{})
 		_, err := w.Write([]byte("little"))
 		require.NoError(t, err, "nothing was written out yet")
 		require.ErrorIs(t, w.Close(), errFull, "so Close tells it")
@@ -132,7 +132,7 @@ func TestGzipThatIsDamaged(t *testing.T) {
 	raw := text(memberSize + 1000)
 	b := stored(t, gzipCodec{}, raw, len(raw))
 	read := func(b []byte) ([]byte, error) {
-		r, err := gzipCodec{}.NewReader(bytes.NewReader(b))
+		r, err := gzipCodec{}.NewReader(bytes.NewReader(b), 0)
 		if err != nil {
 			return nil, err
 		}
@@ -147,7 +147,7 @@ func TestGzipThatIsDamaged(t *testing.T) {
 	}
 	_, err := read(append(bytes.Clone(b), "garbage"...))
 	require.Error(t, err)
-	r, err := gzipCodec{}.NewReader(iotest.ErrReader(errBroken))
+	r, err := gzipCodec{}.NewReader(iotest.ErrReader(errBroken), 0)
 	require.ErrorIs(t, err, errBroken)
 	require.Nil(t, r)
 }
@@ -160,20 +160,20 @@ func TestGzipInBoundedMemory(t *testing.T) {
 		runtime.ReadMemStats(&m)
 		return m.HeapSys
 	}
-	w := gzipCodec{}.NewWriter(io.Discard)
+	w := gzipCodec{}.NewWriter(io.Discard, Effort{})
 	base := heap()
 	for range 60 {
 		_, err := w.Write(raw)
 		require.NoError(t, err)
 	}
 	require.NoError(t, w.Close())
-	require.Less(t, heap()-base, uint64(48<<20)*uint64(max(1, min(runtime.GOMAXPROCS(0), maxJobs))/2+1), "120 MiB went through")
+	require.Less(t, heap()-base, uint64(48<<20)*uint64(max(1, min(runtime.GOMAXPROCS(0), gzipJobs))/2+1), "120 MiB went through")
 }
 
 func TestPlainIsWhatItIs(t *testing.T) {
 	raw := text(100000)
 	same(t, raw, stored(t, noneCodec{}, raw, 777))
-	r, err := noneCodec{}.NewReader(bufio.NewReader(bytes.NewReader(raw)))
+	r, err := noneCodec{}.NewReader(bufio.NewReader(bytes.NewReader(raw)), 0)
 	require.NoError(t, err)
 	require.NoError(t, iotest.TestReader(r, raw))
 }

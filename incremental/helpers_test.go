@@ -32,6 +32,14 @@ type world struct {
 	repo Dir
 	now  time.Time // of backups and commits; moved by hand
 	rng  *rand.Rand
+	zstd bool // the repository is of zstd, else of repozo's family
+}
+
+func newZstdWorld(t testing.TB) *world {
+	t.Helper()
+	w := newWorld(t)
+	w.zstd = true
+	return w
 }
 
 func newWorld(t testing.TB) *world {
@@ -83,6 +91,9 @@ func (w *world) pack() {
 
 func (w *world) options(change ...func(*BackupOptions)) BackupOptions {
 	o := BackupOptions{Data: w.data, Repository: w.repo, Version: "test", Now: func() time.Time { return w.now }}
+	if w.zstd {
+		o.Codec, o.Jobs = "zstd", 3
+	}
 	for _, c := range change {
 		c(&o)
 	}
@@ -163,6 +174,10 @@ func (w *world) whole() {
 	w.t.Helper()
 	w.verifies()
 	same(w.t, w.committed(), lastChain(w.t, w.repo))
+	if w.zstd {
+		require.Empty(w.t, repozoFiles(w.t, w.repo), "repozo does not see it")
+		return
+	}
 	same(w.t, w.committed(), repozoRecovers(w.t, w.repo))
 	repozoVerifies(w.t, w.repo)
 }

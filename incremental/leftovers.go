@@ -30,7 +30,7 @@ func (b *backup) recoverRepository(ctx context.Context) error {
 		if !changed {
 			return b.adopt(ctx)
 		}
-		if b.repo, err = Open(ctx, b.Repository); err != nil {
+		if err = b.open(ctx); err != nil {
 			return err
 		}
 	}
@@ -155,7 +155,7 @@ func (b *backup) measure(ctx context.Context, d dataFile, start int64) (line dat
 	}
 	defer stored.Close()
 	in := &meter{r: stored, ctx: ctx}
-	raw, err := d.codec.NewReader(in)
+	raw, err := d.codec.NewReader(in, b.Jobs)
 	check := filestorage.NewChecker(b.Repository.Path(d.name), start)
 	sum := md5.New()
 	var n int64

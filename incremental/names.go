@@ -6,6 +6,7 @@ import "strings"
 //
 //	<stamp>.fs .fsz            a full, plain or gzip'd
 //	<stamp>.deltafs .deltafsz  a delta
+//	<stamp>.fszst .deltafszst  the same with zstd, which repozo does not see
 //	<stamp>.dat                of the full with that stamp: a line for each increment of its chain
 //	<stamp>.index              FileStorage's index at that increment; repozo writes it, we leave it alone
 //	<stamp>.manifest           of the increment with that stamp

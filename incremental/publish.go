@@ -120,7 +120,7 @@ func (b *backup) store(ctx context.Context, path string, m *Manifest) error {
 	defer storedSum.end()
 	stored := &counter{w: f, sum: storedSum}
 	out := &sink{w: stored}
-	enc := b.codec.NewWriter(out)
+	enc := b.codec.NewWriter(out, Effort{Level: b.Level, Jobs: b.Jobs})
 	check := filestorage.NewChecker(b.Data, m.Start)
 	blobs := blobCollector{data: b.data}
 	check.OnRecord = blobs.add

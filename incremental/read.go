@@ -23,7 +23,7 @@ func (r *Repository) Copy(ctx context.Context, inc Increment, w io.Writer) error
 		return err
 	}
 	defer stored.Close()
-	return inc.decode(ctx, r.src.String(), stored, w)
+	return inc.decode(ctx, r.src.String(), stored, w, r.Jobs)
 }
 
 func (r *Repository) open(ctx context.Context, inc Increment) (io.ReadCloser, error) {
@@ -43,14 +43,14 @@ func (i Increment) bad(where string, err error) error {
 		Remedy("bring the file again from another copy of the repository; if there is none, make a new full: zodbrepl backup --full")
 }
 
-func (i Increment) decode(ctx context.Context, where string, stored io.Reader, w io.Writer) error {
+func (i Increment) decode(ctx context.Context, where string, stored io.Reader, w io.Writer, jobs int) error {
 	in := &meter{r: stored, ctx: ctx}
 	if i.Manifest != nil {
 		storedSum := aside(sha256.New())
 		defer storedSum.end()
 		in.sum = storedSum
 	}
-	raw, err := i.codec.NewReader(in)
+	raw, err := i.codec.NewReader(in, jobs)
 	if err != nil {
 		return i.readError(where, in, err)
 	}

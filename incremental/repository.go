@@ -10,6 +10,9 @@ import (
 
 // Repository is what a listing of a repository showed. It reads manifests when they are asked for and keeps them.
 type Repository struct {
+	// Jobs is how many pieces of an increment are decoded at once; 0: as many as there are cores.
+	Jobs int
+
 	src       Source
 	names     []string
 	sets      []*fileSet // by stamp, ascending

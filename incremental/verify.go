@@ -15,6 +15,7 @@ import (
 type VerifyOptions struct {
 	// Quick checks stored sizes and SHA-256 only, without decoding.
 	Quick    bool
+	Jobs     int      // pieces that are decoded at once; 0: as many as there are cores
 	Progress Progress // raw bytes, or stored increments when Quick; nil: none
 }
 
@@ -60,6 +61,7 @@ func Verify(ctx context.Context, src Source, o VerifyOptions) (VerifyResult, err
 	if err != nil {
 		return res, err
 	}
+	repo.Jobs = o.Jobs
 	v := &verifier{VerifyOptions: o, repo: repo, res: &res}
 	for _, c := range chains {
 		v.total += c.End()
@@ -70,6 +72,10 @@ func Verify(ctx context.Context, src Source, o VerifyOptions) (VerifyResult, err
 			return res, err
 		}
 		v.problems(c.Problems)
+	}
+	if found := repo.families(); len(found) > 1 {
+		res.Warnings = append(res.Warnings, fmt.Sprintf("it holds increments both of zstd (%s) and of repozo's codecs (%s): repozo takes no notice of the former, and backup adds to neither",
+			found[zstdFamily], found[repozoFamily]))
 	}
 	for _, name := range repo.names {
 		if isOurs(name) && strings.HasSuffix(name, unpublishedExt) {

@@ -175,11 +175,11 @@ func TestAnEmptySourceIsNamedBeforeThereIsAnything(t *testing.T) {
 }
 
 func TestNoDamagedBitIsEverApplied(t *testing.T) {
-	for _, codec := range []string{"gzip", "none"} {
+	for _, codec := range []string{"gzip", "none", "zstd"} {
 		t.Run(codec, func(t *testing.T) {
-			p := following(t)
+			p := followingWith(t, codec)
 			old := p.standbyBytes()
-			res := p.step(1, func(o *incremental.BackupOptions) { o.Codec = codec })
+			res := p.step(1)
 			path := p.dataFileOf(resultStamp(res))
 			good, err := os.ReadFile(path)
 			require.NoError(t, err)

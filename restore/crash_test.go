@@ -59,18 +59,21 @@ func TestAWatchThatIsKilledAnywhereLosesNothing(t *testing.T) {
 		do     func(*pair)
 		points []string
 		nth    int
+		codec  string
 	}{
-		{"in the first full", true, delta, []string{"staged", "intended", "unindexed", "swapped", "reached"}, 1},
-		{"in a delta", false, delta, []string{"verified", "intended", "writing", "appended", "reached"}, 1},
-		{"in the middle of a large delta", false, large, []string{"writing"}, 2},
-		{"in a full after a pack", false, packed, []string{"staged", "intended", "unindexed", "swapped", "reached"}, 1},
+		{"in the first full", true, delta, []string{"staged", "intended", "unindexed", "swapped", "reached"}, 1, ""},
+		{"in a delta", false, delta, []string{"verified", "intended", "writing", "appended", "reached"}, 1, ""},
+		{"in the middle of a large delta", false, large, []string{"writing"}, 2, ""},
+		{"in a delta of zstd", false, delta, []string{"intended", "writing", "reached"}, 1, "zstd"},
+		{"in a full of zstd after a pack", false, packed, []string{"staged", "intended", "swapped"}, 1, "zstd"},
+		{"in a full after a pack", false, packed, []string{"staged", "intended", "unindexed", "swapped", "reached"}, 1, ""},
 	} {
 		for _, point := range c.points {
 			t.Run(c.name+" at "+point, func(t *testing.T) {
 				t.Parallel()
 				p := newPair(t)
 				if !c.fresh {
-					p = following(t)
+					p = followingWith(t, c.codec)
 				}
 				c.do(p)
 				p.kill("watch", point, c.nth)

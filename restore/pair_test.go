@@ -34,6 +34,7 @@ type pair struct {
 	repo    incremental.Dir
 	shipped incremental.Dir
 	data    string // the standby's
+	codec   string // of backups
 	// at has, by increment, what a standby that has applied it must have.
 	at map[incremental.Stamp][]byte
 }
@@ -62,7 +63,14 @@ func newPairIn(t require.TestingT, dir string) *pair {
 // following is a pair whose standby has applied a full and a delta.
 func following(t testing.TB) *pair {
 	t.Helper()
+	return followingWith(t, "")
+}
+
+// followingWith is the same with a codec.
+func followingWith(t testing.TB, codec string) *pair {
+	t.Helper()
 	p := newPair(t)
+	p.codec = codec
 	p.step(5)
 	p.step(3)
 	_, err := p.watch()
@@ -85,7 +93,7 @@ func (p *pair) grow(transactions int) {
 
 func (p *pair) backup(change ...func(*incremental.BackupOptions)) incremental.BackupResult {
 	p.clock = p.clock.Add(time.Minute)
-	o := incremental.BackupOptions{Data: p.g.Path(), Repository: p.repo, Now: p.now}
+	o := incremental.BackupOptions{Data: p.g.Path(), Repository: p.repo, Codec: p.codec, Now: p.now}
 	for _, c := range change {
 		c(&o)
 	}

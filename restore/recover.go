@@ -20,6 +20,7 @@ type RecoverOptions struct {
 	// Until, when set, takes whole increments with a stamp up to it, as repozo's -D does, instead of At.
 	Until  incremental.Stamp
 	DryRun bool
+	Jobs   int // pieces that are decoded at once; 0: as many as there are cores
 
 	Log      *slog.Logger
 	Progress incremental.Progress
@@ -65,6 +66,7 @@ func Recover(ctx context.Context, o RecoverOptions) (RecoverResult, error) {
 	if r.repo, err = incremental.Open(ctx, o.Source); err != nil {
 		return RecoverResult{}, err
 	}
+	r.repo.Jobs = o.Jobs
 	if err := r.choose(ctx); err != nil {
 		return r.res, err
 	}

@@ -210,6 +210,11 @@ func TestWeakness_ATruncatedGzipIsAClearError(t *testing.T) {
 		{"a plain file that was cut", func(b []byte) []byte { return b[:len(b)-9] }, "none"},
 		{"a plain file with a flipped bit in the data", func(b []byte) []byte { b[len(b)-20] ^= 4; return b }, "none"},
 		{"a plain file with a flipped bit in a header", func(b []byte) []byte { b[4+16+1] ^= 4; return b }, "none"},
+		{"a zstd that was cut", func(b []byte) []byte { return b[:len(b)-9] }, "zstd"},
+		{"a zstd that was cut before its table", func(b []byte) []byte { return b[:len(b)-25] }, "zstd"},
+		{"a zstd with a flipped bit", func(b []byte) []byte { b[len(b)/2] ^= 4; return b }, "zstd"},
+		{"a zstd with a flipped bit in its table", func(b []byte) []byte { b[len(b)-12] ^= 4; return b }, "zstd"},
+		{"a zstd with something behind it", func(b []byte) []byte { return append(b, "more"...) }, "zstd"},
 		{"a plain file that is longer", func(b []byte) []byte { return append(b, 0) }, "none"},
 	} {
 		t.Run(c.name, func(t *testing.T) {

@@ -56,6 +56,7 @@ func TestAnyWalkEndsInAStandbyThatIsTheMasters(t *testing.T) {
 		defer os.RemoveAll(dir)
 		p := newPairIn(t, dir)
 		defer p.g.Close()
+		p.codec = rapid.SampledFrom([]string{"gzip", "zstd", "none"}).Draw(t, "codec")
 		p.step(1)
 		reached := int64(0)
 		follow := func() {

@@ -40,6 +40,9 @@ func (s *shipment) inspect(ctx context.Context) (*inventory, error) {
 	if v.repo, err = incremental.Open(ctx, s.target); err != nil {
 		return nil, err
 	}
+	if err := s.repo.Mixes(v.repo); err != nil {
+		return nil, err
+	}
 	own := s.chains[len(s.chains)-1].Last().Manifest
 	if err := s.sameHistory(ctx, own, v); err != nil {
 		return nil, err

@@ -13,10 +13,13 @@ import (
 	"golang.org/x/term"
 
 	"zodbrepl/incremental"
+	"zodbrepl/internal/fault"
 )
 
 var (
 	jsonFlag    = &cli.BoolFlag{Name: "json", Usage: "print the result as JSON"}
+	levelFlag   = &cli.IntFlag{Name: "level", Usage: "the `LEVEL` of compression: gzip 1 (fastest) to 9 (smallest), zstd 1 to 4"}
+	jobsFlag    = &cli.IntFlag{Name: "jobs", Aliases: []string{"j"}, Usage: "work on so many pieces at once, `N`; by default on as many as there are cores. Each takes some MiB of memory"}
 	verboseFlag = &cli.BoolFlag{Name: "verbose", Aliases: []string{"v"}, Usage: "tell what is done, also when all goes well"}
 )
 
@@ -27,6 +30,15 @@ func logger(c *cli.Context, verbose bool) *slog.Logger {
 		level = slog.LevelInfo
 	}
 	return slog.New(slog.NewTextHandler(c.App.ErrWriter, &slog.HandlerOptions{Level: level}))
+}
+
+// checkJobs refuses a number of jobs that is none.
+func checkJobs(c *cli.Context) error {
+	if n := c.Int("jobs"); n < 0 || n == 0 && c.IsSet("jobs") {
+		return fault.New(fault.Usage, "%s: --jobs %d: give 1 or more", c.Command.Name, n).Keeping("nothing was done").
+			Remedy("leave it out to use all cores")
+	}
+	return nil
 }
 
 // isTerminal says whether w is a terminal: a person looks at it.

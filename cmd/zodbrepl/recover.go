@@ -20,7 +20,7 @@ func recoverCommand() *cli.Command {
 			&cli.StringFlag{Name: "at", Usage: "the `MOMENT`: a tid, an RFC 3339 time, or yyyy-mm-dd[-hh[-mm[-ss]]] in UTC; by default the newest"},
 			&cli.BoolFlag{Name: "dry-run", Usage: "only tell what would be recovered"},
 			&cli.BoolFlag{Name: "stdout", Usage: "write the Data.fs to standard output"},
-			jsonFlag, verboseFlag,
+			jobsFlag, jsonFlag, verboseFlag,
 		),
 		Action: recoverAction,
 	}, nil, `Takes every transaction up to the moment, included. A date that is not written out means the end of that day, hour,
@@ -49,13 +49,16 @@ func recoverAction(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
+	if err := checkJobs(c); err != nil {
+		return err
+	}
 	source, err := openSource(c, c.String("repository"))
 	if err != nil {
 		return err
 	}
 	defer source.Close()
 	tell, done := progress(c, "recover")
-	o := restore.RecoverOptions{Source: source, Output: c.String("output"), At: at, DryRun: dry,
+	o := restore.RecoverOptions{Source: source, Output: c.String("output"), At: at, DryRun: dry, Jobs: c.Int("jobs"),
 		Log: logger(c, c.Bool("verbose")), Progress: tell}
 	if toStdout {
 		o.Stdout = c.App.Writer

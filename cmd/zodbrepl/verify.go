@@ -16,7 +16,7 @@ func verifyCommand() *cli.Command {
 		Flags: withPlace(
 			&cli.StringFlag{Name: "repository", Aliases: []string{"r"}, Usage: "the `PLACE` that holds the backups: a directory, or sftp://user@host/path"},
 			&cli.BoolFlag{Name: "quick", Usage: "stored sizes and SHA-256 only, without unpacking"},
-			jsonFlag, verboseFlag,
+			jobsFlag, jsonFlag, verboseFlag,
 		),
 		Action: verifyAction,
 	}, nil, `Unpacks every increment of every chain and checks its hashes, positions, transactions and structure, and that nothing
@@ -28,13 +28,16 @@ func verifyAction(c *cli.Context) error {
 	if err := need(c, "repository"); err != nil {
 		return err
 	}
+	if err := checkJobs(c); err != nil {
+		return err
+	}
 	source, err := openSource(c, c.String("repository"))
 	if err != nil {
 		return err
 	}
 	defer source.Close()
 	tell, done := progress(c, "verify")
-	res, err := incremental.Verify(c.Context, source, incremental.VerifyOptions{Quick: c.Bool("quick"), Progress: tell})
+	res, err := incremental.Verify(c.Context, source, incremental.VerifyOptions{Quick: c.Bool("quick"), Jobs: c.Int("jobs"), Progress: tell})
 	done()
 	if rerr := report(c, res, func(w io.Writer) { printVerification(w, res, c.Bool("verbose") || isTerminal(w)) }); err == nil {
 		err = rerr

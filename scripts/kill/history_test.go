@@ -14,6 +14,8 @@ import (
 	"sort"
 	"strings"
 	"syscall"
+
+	"github.com/klauspost/compress/zstd"
 )
 
 // What is checked here is read with nothing of zodbrepl's own: the format of a Data.fs, and how repozo reads a
@@ -131,7 +133,8 @@ func (h history) begins(raw []byte) bool {
 }
 
 // asRepozo returns the Data.fs that repozo -R gives: the newest full in the directory and all deltas after it, whatever
-// the .dat and the manifests say. ok is false when there is no full.
+// the .dat and the manifests say. ok is false when there is no full. Of a repository of zstd, which repozo does not see, it
+// gives what the same rule would.
 func asRepozo(dir string) (raw []byte, ok bool, err error) {
 	entries, err := os.ReadDir(dir)
 	if err != nil {
@@ -140,13 +143,13 @@ func asRepozo(dir string) (raw []byte, ok bool, err error) {
 	var names []string
 	for _, e := range entries {
 		switch filepath.Ext(e.Name()) {
-		case ".fs", ".fsz", ".deltafs", ".deltafsz":
+		case ".fs", ".fsz", ".deltafs", ".deltafsz", ".fszst", ".deltafszst":
 			names = append(names, e.Name())
 		}
 	}
 	sort.Sort(sort.Reverse(sort.StringSlice(names)))
 	for i, name := range names {
-		if e := filepath.Ext(name); e == ".fs" || e == ".fsz" {
+		if e := filepath.Ext(name); e == ".fs" || e == ".fsz" || e == ".fszst" {
 			names, ok = names[:i+1], true
 			break
 		}
@@ -166,6 +169,14 @@ func asRepozo(dir string) (raw []byte, ok bool, err error) {
 
 func stored(path string) ([]byte, error) {
 	b, err := os.ReadFile(path)
+	if err == nil && strings.HasSuffix(path, "zst") {
+		d, err := zstd.NewReader(nil)
+		if err != nil {
+			return nil, err
+		}
+		defer d.Close()
+		return d.DecodeAll(b, nil)
+	}
 	if err != nil || !strings.HasSuffix(path, "z") {
 		return b, err
 	}

@@ -26,12 +26,13 @@ import (
 
 // world is a master with its repository, a shared directory, a standby and a recovered file, all in one directory.
 type world struct {
-	t     *testing.T
-	rng   *rand.Rand
-	bin   string // zodbrepl
-	dir   string
-	usual map[string]time.Duration
-	tally *tally
+	t      *testing.T
+	rng    *rand.Rand
+	bin    string   // zodbrepl
+	codecs []string // of its backups
+	dir    string
+	usual  map[string]time.Duration
+	tally  *tally
 
 	writer    *exec.Cmd
 	committed atomic.Int64 // bytes, by the writer that runs now
@@ -42,6 +43,7 @@ type tally struct{ rounds, killed, ended, writers, worlds atomic.Int64 }
 
 func newWorld(t *testing.T, bin string, rng *rand.Rand, n *tally) *world {
 	w := &world{t: t, rng: rng, bin: bin, dir: t.TempDir(), usual: map[string]time.Duration{}, tally: n}
+	w.codecs = [][]string{{"gzip", "gzip", "none"}, {"zstd"}}[rng.IntN(2)]
 	for _, d := range []string{"master", "repo", "shared", "standby", "history"} {
 		require.NoError(t, os.Mkdir(w.path(d), 0o777))
 	}
@@ -154,7 +156,8 @@ func (w *world) learn(v *victim) {
 }
 
 func (w *world) backupArgs() []string {
-	args := []string{"backup", "-f", w.path("master/Data.fs"), "-r", w.path("repo"), "--codec", []string{"gzip", "gzip", "none"}[w.rng.IntN(3)]}
+	args := []string{"backup", "-f", w.path("master/Data.fs"), "-r", w.path("repo"),
+		"--codec", w.codecs[w.rng.IntN(len(w.codecs))], "--jobs", []string{"1", "4"}[w.rng.IntN(2)]}
 	switch w.rng.IntN(12) {
 	case 0:
 		args = append(args, "--full")
