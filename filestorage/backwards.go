@@ -10,7 +10,7 @@ import (
 // what lies before it can still be read forwards.
 func (f *File) Backwards(end int64) iter.Seq2[Transaction, error] {
 	return func(yield func(Transaction, error) bool) {
-		for end > MagicSize {
+		for end > f.first {
 			t, ok, err := f.LastBefore(end)
 			if err == nil && !ok {
 				err = f.corrupt(end, 0, "no committed transaction ends here")
@@ -31,19 +31,19 @@ func (f *File) Backwards(end int64) iter.Seq2[Transaction, error] {
 func (f *File) LastCommit(ctx context.Context) (Extent, error) {
 	size, err := f.Size()
 	if err != nil {
-		return Extent{End: MagicSize}, err
+		return Extent{End: f.first}, err
 	}
 	if ok, err := f.endsAt(size, size); ok || err != nil {
 		return Extent{End: size}, err
 	}
 	if t, _, err := f.LastBefore(size); err != nil {
-		return Extent{End: MagicSize}, err
+		return Extent{End: f.first}, err
 	} else if t.Status == StatusVoted && t.Length <= maxLength && t.End() == size {
 		if ok, err := f.endsAt(t.Pos, size); ok || err != nil {
 			return Extent{End: t.Pos, Tail: TailInFlight, InFlight: size - t.Pos, Reason: "a transaction is being written (status 'c')"}, err
 		}
 	}
-	end := int64(MagicSize)
+	end := f.first
 	for t, err := range f.Transactions(end) {
 		if err == nil {
 			err = ctx.Err()
@@ -59,7 +59,7 @@ func (f *File) LastCommit(ctx context.Context) (Extent, error) {
 
 // endsAt says whether a transaction that is sound in itself ends at the position end, or the file begins there.
 func (f *File) endsAt(end, size int64) (bool, error) {
-	if end == MagicSize {
+	if end == f.first {
 		return true, nil
 	}
 	t, ok, err := f.LastBefore(end)

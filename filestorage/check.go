@@ -24,6 +24,9 @@ const HeadSize = 256
 type Checker struct {
 	// OnTransaction is called for every transaction, when its header has been read. Optional.
 	OnTransaction func(pos int64, h TxnHeader) error
+	// OnMeta is called after it with user, description and extension, also when they are empty; they are valid until it
+	// returns. Optional.
+	OnMeta func(user, description, extension []byte) error
 	// OnRecord is called for every data record that counts, with the first HeadSize bytes of its data at most
 	// (nothing for a back pointer). head is valid until it returns. Optional.
 	OnRecord func(r Record, head []byte) error
@@ -38,10 +41,10 @@ type Checker struct {
 
 	state    checkState
 	stopped  bool
-	buf      [HeadSize + 8]byte // a header or a head that is being gathered
-	have     int                // bytes in buf
-	need     int                // bytes wanted in buf before the state moves on
-	skip     int64              // bytes to pass over first
+	buf      []byte // a header, a head or a transaction's texts that are being gathered
+	have     int    // bytes in buf
+	need     int    // bytes wanted in buf before the state moves on
+	skip     int64  // bytes to pass over first
 	txn      TxnHeader
 	txnPos   int64
 	rec      Record
@@ -55,6 +58,7 @@ type checkState int
 const (
 	checkMagic checkState = iota
 	checkTxn
+	checkMeta
 	checkRecord
 	checkBack
 	checkHead
@@ -73,7 +77,11 @@ func NewChecker(name string, start int64) *Checker {
 	return c
 }
 
-func (c *Checker) expect(s checkState, n int) { c.state, c.need, c.have = s, n, 0 }
+func (c *Checker) expect(s checkState, n int) {
+	if c.state, c.need, c.have = s, n, 0; n > len(c.buf) {
+		c.buf = make([]byte, max(n, HeadSize+8))
+	}
+}
 
 // Write checks the next bytes. After an error it returns that error for ever.
 func (c *Checker) Write(p []byte) (int, error) {
@@ -120,6 +128,8 @@ func (c *Checker) step(b []byte) error {
 		c.expect(checkTxn, TxnHeaderSize)
 	case checkTxn:
 		return c.transaction(b)
+	case checkMeta:
+		return c.meta(b)
 	case checkRecord:
 		return c.record(b)
 	case checkBack:
@@ -168,13 +178,36 @@ func (c *Checker) transaction(b []byte) error {
 			return err
 		}
 	}
+	switch n := c.txn.HeaderLen() - TxnHeaderSize; {
+	case c.OnMeta == nil:
+		c.skip = n
+		return c.body()
+	case n == 0:
+		return c.meta(nil)
+	default:
+		c.expect(checkMeta, int(n))
+		return nil
+	}
+}
+
+func (c *Checker) meta(b []byte) error {
+	u := int(c.txn.UserLen)
+	d := u + int(c.txn.DescriptionLen)
+	if err := c.OnMeta(b[:u:u], b[u:d:d], b[d:]); err != nil {
+		return err
+	}
+	return c.body()
+}
+
+// body prepares for what follows a transaction's header and texts.
+func (c *Checker) body() error {
+	begin := c.txnPos + c.txn.HeaderLen()
 	if c.txn.Status == StatusUndone { // its records do not count
-		c.skip = int64(c.txn.Length) - TxnHeaderSize
+		c.skip += c.txnPos + int64(c.txn.Length) - begin
 		c.expect(checkTrailer, trailerSize)
 		return nil
 	}
-	c.skip = c.txn.HeaderLen() - TxnHeaderSize
-	return c.afterRecord(c.pos + c.txn.HeaderLen())
+	return c.afterRecord(begin)
 }
 
 // afterRecord prepares for what stands at pos: another record or the end of the transaction.

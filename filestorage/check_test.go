@@ -18,6 +18,7 @@ type checked struct {
 	txns              []int64
 	recs              []Record
 	heads             []string
+	metas             []string
 	err               string
 }
 
@@ -25,6 +26,10 @@ type checked struct {
 func check(b []byte, start int64, n int, stopAfter TID) (r checked) {
 	c := NewChecker("Data.fs", start)
 	c.StopAfter = stopAfter
+	c.OnMeta = func(user, description, extension []byte) error {
+		r.metas = append(r.metas, string(user)+"|"+string(description)+"|"+string(extension))
+		return nil
+	}
 	c.OnTransaction = func(pos int64, _ TxnHeader) error { r.txns = append(r.txns, pos); return nil }
 	c.OnRecord = func(rec Record, head []byte) error {
 		r.recs, r.heads = append(r.recs, rec), append(r.heads, string(head))

@@ -10,6 +10,9 @@ import (
 // ErrNotFileStorage is matched by errors about a file that does not begin with a known magic.
 var ErrNotFileStorage = errors.New("not a Data.fs of FileStorage")
 
+// ErrBeforePart is matched by errors about a position before the part of a Data.fs that is there. See NewPart.
+var ErrBeforePart = errors.New("before the part of the Data.fs that is here")
+
 // CorruptError says where bytes break the format. It is of the kind fault.Unverified.
 type CorruptError struct {
 	File  string

@@ -22,6 +22,7 @@ type File struct {
 	r     Reader
 	name  string
 	pause time.Duration // before what looks wrong is read again
+	first int64         // position of the first transaction that is there
 }
 
 // NewFile checks the magic and returns a File that reads from r. The name stands in errors.
@@ -39,7 +40,13 @@ func NewFile(r Reader, name string) (*File, error) {
 	case !ValidMagic(magic[:]):
 		return nil, notFileStorage(name, fmt.Sprintf("begins with %q, not FS30 or FS21", magic[:]))
 	}
-	return &File{r: r, name: name, pause: settlePause}, nil
+	return &File{r: r, name: name, pause: settlePause, first: MagicSize}, nil
+}
+
+// NewPart returns a File of the end of a Data.fs: its transactions from the commit boundary first on. r takes positions
+// of the whole Data.fs; it need not have what stands before first, and says ErrBeforePart of what it has not.
+func NewPart(r Reader, name string, first int64) *File {
+	return &File{r: r, name: name, pause: settlePause, first: first}
 }
 
 func notFileStorage(name, why string) error {
@@ -106,6 +113,9 @@ func kindOf(fi os.FileInfo) string {
 
 // Name returns the name given to NewFile.
 func (f *File) Name() string { return f.name }
+
+// First returns the position of the first transaction: MagicSize, except for a part.
+func (f *File) First() int64 { return f.first }
 
 // ReadAt reads the raw bytes.
 func (f *File) ReadAt(p []byte, off int64) (int, error) { return f.r.ReadAt(p, off) }

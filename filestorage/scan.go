@@ -98,6 +98,9 @@ func (f *File) Resolve(rec Record) (holder Record, ok bool, err error) {
 		if rec.Back == 0 {
 			return rec, false, nil
 		}
+		if f.first > MagicSize && int64(rec.Back) < f.first {
+			return rec, false, fmt.Errorf("%s: record at %d: %w", f.name, rec.Back, ErrBeforePart)
+		}
 		// Back pointers go strictly backwards, so this ends.
 		if rec, err = f.RecordAt(int64(rec.Back)); err != nil {
 			return rec, false, err
@@ -112,7 +115,7 @@ func (f *File) Data(rec Record) *io.SectionReader {
 }
 
 // Transactions iterates over the committed transactions from the position from, which must be a commit boundary;
-// MagicSize is the first. It ends where the committed part of the file ends; damage before that is a
+// First is the first. It ends where the committed part of the file ends; damage before that is a
 // *CorruptError, after which the iteration is over.
 func (f *File) Transactions(from int64) iter.Seq2[Transaction, error] {
 	return func(yield func(Transaction, error) bool) {

@@ -98,9 +98,9 @@ func (f *File) whole(t Transaction, size int64) (bool, error) {
 }
 
 // LastBefore returns the transaction that ends at the commit boundary end, found through its repeated length in
-// constant time. ok is false when end is the first boundary, or no transaction ends there.
+// constant time. ok is false when end is the first boundary that is here, or no transaction ends there.
 func (f *File) LastBefore(end int64) (t Transaction, ok bool, err error) {
-	if end < MagicSize+TxnHeaderSize+trailerSize {
+	if end < f.first+TxnHeaderSize+trailerSize {
 		return t, false, nil
 	}
 	var b [TxnHeaderSize]byte
@@ -108,7 +108,7 @@ func (f *File) LastBefore(end int64) (t Transaction, ok bool, err error) {
 		return t, false, f.eofIsAbsent(err, end)
 	}
 	n := be64(b[:])
-	if n > maxLength || int64(n) > end-trailerSize-MagicSize {
+	if n > maxLength || int64(n) > end-trailerSize-f.first {
 		return t, false, nil
 	}
 	t = Transaction{Pos: end - trailerSize - int64(n), file: f}
