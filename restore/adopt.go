@@ -72,7 +72,7 @@ func (s *standby) adopt(ctx context.Context, repo *incremental.Repository) error
 		}
 	}
 	return s.refuse(fmt.Sprintf("it has transactions up to %s, but the chain %s ends at %s: it is ahead of the repository", ext.Last, chain.Stamp, st.Applied.LastTID),
-		"if it is a copy of the master's, back up and ship there, then start watch again; if its transactions are of another history, keep it, move it away, and watch builds it anew")
+		"if it is a copy of the master's, back up and ship there, then start watch again; if this host was the master: zodbrepl rejoin --data "+s.data+" --from DIR")
 }
 
 func (s *standby) refuse(how, next string) error {
@@ -81,7 +81,7 @@ func (s *standby) refuse(how, next string) error {
 
 func (s *standby) differs(chain incremental.Chain, inc incremental.Increment) error {
 	return s.refuse(fmt.Sprintf("it differs from the chain %s between positions %d and %d", chain.Stamp, inc.Start, inc.End),
-		"if it is an old copy, move it away, and watch builds it anew; if its transactions matter, keep it")
+		fmt.Sprintf("if this host was the master: zodbrepl rejoin --data %s --from DIR; if it is an old copy, move it away, and watch builds it anew", s.data))
 }
 
 // adopted records the state of an adopted Data.fs and cuts off what belongs to an increment that is not whole here.

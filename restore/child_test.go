@@ -47,6 +47,8 @@ func TestChild(t *testing.T) {
 		return
 	case "watch":
 		_, err = Watch(context.Background(), WatchOptions{Source: incremental.Dir(c.Source), Data: c.Data, Once: true, crash: crash})
+	case "rejoin":
+		_, err = Rejoin(context.Background(), RejoinOptions{Source: incremental.Dir(c.Source), Data: c.Data, crash: crash})
 	case "promote":
 		_, err = Promote(context.Background(), PromoteOptions{Source: incremental.Dir(c.Source), Data: c.Data, crash: crash})
 	}

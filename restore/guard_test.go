@@ -89,12 +89,12 @@ func TestTheGuardRefusesAndChangesNothing(t *testing.T) {
 		}, kind: fault.Diverged, code: 5, says: "only 3 bytes long", next: "zodbrepl inspect"},
 		{name: "a file that was emptied", do: func(t *testing.T, p *pair) {
 			change(t, p.data, func([]byte) []byte { return nil })
-		}, kind: fault.Diverged, code: 5, says: "missing or empty", next: "move"},
+		}, kind: fault.Diverged, code: 5, says: "missing or empty", next: "zodbrepl rejoin"},
 		{name: "a file that is something else", do: func(t *testing.T, p *pair) {
 			change(t, p.data, func([]byte) []byte { return []byte("something else") })
 		}, kind: fault.Diverged, code: 5, says: "begins with", next: "zodbrepl inspect"},
 		{name: "a file that is gone", do: func(t *testing.T, p *pair) { require.NoError(t, os.Remove(p.data)) },
-			kind: fault.Diverged, code: 5, says: "missing or empty", next: "move"},
+			kind: fault.Diverged, code: 5, says: "missing or empty", next: "zodbrepl rejoin"},
 		{name: "a transaction of somebody else", do: func(t *testing.T, p *pair) {
 			g, err := fixtures.Open(p.data, fixtures.Options{})
 			require.NoError(t, err)
@@ -145,6 +145,14 @@ func TestTheGuardRefusesAndChangesNothing(t *testing.T) {
 			}
 			p.requireUntouched(before)
 			require.Equal(t, source, tree(t, string(p.shipped)))
+			if c.kind == fault.Diverged { // the remedy is one
+				_, err := (&failover{pair: p, former: p.data}).rejoin()
+				require.NoError(t, err)
+				_, err = p.watch()
+				require.NoError(t, err)
+				p.requireCurrent()
+				p.requireFreshIndex()
+			}
 		})
 	}
 }

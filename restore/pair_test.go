@@ -389,7 +389,7 @@ func (r *records) count(part string) (n int) {
 
 // child is what a second process is to do. See TestChild.
 type child struct {
-	Do      string // "watch", "promote", "lock"
+	Do      string // "watch", "promote", "rejoin", "lock"
 	Data    string
 	Source  string
 	Kill    string // the point at which it kills itself

@@ -134,7 +134,7 @@ func sameHistory(ctx context.Context, repo *incremental.Repository, steps []*inc
 	}
 	return fault.New(fault.Diverged, "%s/%s is not the increment %s that was applied here: the directory has another history", repo.Source(), m.File, st.Applied.Stamp).
 		Keeping("nothing was applied").
-		Remedy("point --from at the directory that was followed before; to follow this one, move Data.fs and its state file away first")
+		Remedy("point --from at the directory that was followed before; to follow this one: zodbrepl rejoin --data DATA.FS --from %s", repo.Source())
 }
 
 func foreign(repo *incremental.Repository, m *incremental.Manifest, st State) error {
@@ -212,7 +212,7 @@ func pathTo(ms map[incremental.Stamp]*incremental.Manifest, head *incremental.Ma
 			return nil, fault.New(fault.Diverged, "%s of epoch %d continues the increment %s; this standby has applied %s since (up to transaction %s), which the host that was promoted never had",
 				m.File, m.Epoch, m.Previous, st.Applied.Stamp, st.Applied.LastTID).
 				Keeping("Data.fs is as it was").
-				Remedy("keep a copy of Data.fs if its last transactions matter; then move it and its state file away, and watch builds it anew")
+				Remedy("make it a standby of that host, which keeps what only this one has: zodbrepl rejoin --data DATA.FS --from DIR")
 		}
 		if prev == nil || prev.End != m.Start || prev.Epoch > m.Epoch {
 			return nil, fault.New(fault.Gap, "%s continues the increment %s at position %d, which is not here", m.File, m.Previous, m.Start).

@@ -221,7 +221,7 @@ func (s *standby) replace(ctx context.Context, seg Segment) error {
 		return fault.New(fault.Diverged, "the new full %s ends at transaction %s (%s), this standby is at %s (%s): the master has gone back",
 			seg.Stamp, seg.LastTID, stamp(seg.LastTID), cur.LastTID, stamp(cur.LastTID)).
 			Keeping("%s and its newer transactions are as they were", s.data).
-			Remedy("if the master was put back on purpose, move %s and %s away and start watch again", s.data, statePath(s.data))
+			Remedy("see what this host has alone: zodbrepl inspect --from %s %s; if the master was put back on purpose, %s", seg.LastTID+1, s.data, s.anew())
 	}
 	s.log.Info("building from a full", "storage", s.data, "increment", seg.Stamp, "bytes", seg.Position)
 	stage := s.data + stageExt
@@ -293,7 +293,7 @@ func (s *standby) build(ctx context.Context, seg Segment, f *os.File) (*filestor
 		// In one epoch there is one writer. A pack may have taken the transaction away; then it has marked a later one.
 		err = fault.New(fault.Diverged, "the full %s of epoch %d does not have transaction %s (%s), which this standby ends at: the host that was promoted never had it",
 			seg.Stamp, seg.Epoch, before, stamp(before)).
-			Keeping("%s was not changed", s.data).Remedy("%s", s.anew())
+			Keeping("%s was not changed", s.data).Remedy("see what this host has alone: zodbrepl inspect --tail %s; %s", s.data, s.anew())
 	}
 	return index, err
 }

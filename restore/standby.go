@@ -64,6 +64,9 @@ func openStandby(ctx context.Context, s *standby, src incremental.Source) (err e
 	if s.state, _, err = ReadState(s.data); err != nil {
 		return err
 	}
+	if err := s.state.Rejoin.unfinished(s.data); err != nil {
+		return err
+	}
 	if err := durable.Remove(s.data+stageExt, statePath(s.data)+durable.TempSuffix); err != nil {
 		return err
 	}
@@ -88,7 +91,7 @@ func refusePromoted(data string) error {
 	}
 	return fault.New(fault.Refused, "%s was promoted (epoch %d, %s): this node is a master", data, st.Epoch, st.Promotion.when()).
 		Keeping("nothing was applied").
-		Remedy("feed the other host from here: zodbrepl backup and ship; to make this one a standby again, move %s and %s away first", data, statePath(data))
+		Remedy("feed the other host from here: zodbrepl backup and ship; to make this one a standby of another host that was promoted since: zodbrepl rejoin --data %s --from DIR", data)
 }
 
 func (p *Promotion) when() string {
@@ -195,27 +198,31 @@ func (s *standby) reconcile(ctx context.Context, src incremental.Source) error {
 	if s.file == nil {
 		return s.diverged(fmt.Sprintf("it is missing or empty, and should have %d bytes", at.Position))
 	}
-	size, err := s.file.Size()
-	if err != nil {
-		return err
-	}
-	if err := s.diverges(size); err != nil {
-		return err
-	}
+	size, err := s.sound(ctx, src)
 	switch {
-	case size == at.Position && s.state.Next == nil:
-		return nil
+	case err != nil || size == at.Position && s.state.Next == nil:
+		return err
 	case size == at.Position:
 		return s.cut()
-	case s.state.Next == nil:
-		return s.diverged(fmt.Sprintf("it has %d bytes after position %d, which nobody applied", size-at.Position, at.Position))
-	}
-	if err := s.foreignTail(ctx, src, size); err != nil {
-		return err
 	}
 	s.log.Warn("a former run died while it applied an increment: cutting back", "storage", s.data,
 		"position", at.Position, "bytes", size-at.Position)
 	return s.cut()
+}
+
+// sound refuses a Data.fs that is not what the state says, or may become so again by cutting it. It changes nothing.
+func (s *standby) sound(ctx context.Context, src incremental.Source) (size int64, err error) {
+	at := s.state.Applied
+	if size, err = s.file.Size(); err != nil {
+		return 0, err
+	}
+	if err := s.diverges(size); err != nil || size == at.Position {
+		return size, err
+	}
+	if s.state.Next == nil {
+		return size, s.diverged(fmt.Sprintf("it has %d bytes after position %d, which nobody applied", size-at.Position, at.Position))
+	}
+	return size, s.foreignTail(ctx, src, size)
 }
 
 // foreignTail refuses when what follows the position is not the doing of a run that died while it appended, but of
@@ -290,7 +297,11 @@ func (s *standby) diverged(how string) error {
 }
 
 func (s *standby) anew() string {
-	return fmt.Sprintf("keep a copy if it matters; then move %s and %s away, and watch builds it anew", s.data, statePath(s.data))
+	from := s.state.Source
+	if from == "" {
+		from = "DIR"
+	}
+	return fmt.Sprintf("then make it a standby again, which keeps what only this host has: zodbrepl rejoin --data %s --from %s", s.data, from)
 }
 
 // diverges refuses a Data.fs of so many bytes that does not have at the position what was applied.

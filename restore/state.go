@@ -47,6 +47,7 @@ type State struct {
 	// Condition is how following stands; Since when.
 	Condition Condition  `json:"condition"`
 	Promotion *Promotion `json:"promotion,omitempty"`
+	Rejoin    *Rejoined  `json:"rejoin,omitempty"`
 }
 
 // Applied is a place in a chain: Data.fs holds the chain up to Position.

@@ -19,6 +19,7 @@ var required = map[string][]string{
 	"ship":    {"--repository=missing", "--to=missing-too"},
 	"watch":   {"--from=missing", "--data=missing.fs"},
 	"promote": {"--data=missing.fs"},
+	"rejoin":  {"--data=missing.fs", "--from=missing"},
 	"status":  {"--data=missing.fs"},
 	"recover": {"--repository=missing", "--output=missing.fs"},
 	"verify":  {"--repository=missing"},

@@ -42,7 +42,9 @@ follows: position, oid, size; and whether it belongs to a blob, points back to a
 the object was deleted. What stands after the last commit is told at the end.
 
 It takes no lock and changes nothing: a server may be writing. Damage ends the list; what lies behind it can be seen
-with --tail.`,
+with --tail.
+
+FILE may also be one that rejoin has kept (DATA.FS.diverged-TID).`,
 		"zodbrepl inspect --tail -n 20 /srv/zeo/Data.fs\nzodbrepl inspect --from 2024-03-01-10 --to 2024-03-01-11 --records /srv/zeo/Data.fs", 4)
 }
 
@@ -65,12 +67,12 @@ func inspectAction(c *cli.Context) error {
 	if in.to = to.TID; in.to == 0 {
 		in.to = ^filestorage.TID(0)
 	}
-	f, closer, err := filestorage.Open(c.Args().First())
+	f, kept, closer, err := restore.OpenData(c.Args().First())
 	if err != nil {
 		return unreadable(err)
 	}
 	defer closer.Close()
-	in.file = f
+	in.file, in.kept = f, kept
 	if c.Bool("tail") {
 		err = in.backwards()
 	} else {
@@ -101,10 +103,14 @@ type inspection struct {
 	from, to filestorage.TID // both included
 	limit    int64           // 0: none
 	shown    int64
+	kept     *restore.Diverged // nil for a Data.fs
 }
 
 func (in *inspection) forwards() error {
-	end := int64(filestorage.MagicSize)
+	if err := in.head(); err != nil {
+		return err
+	}
+	end := in.file.First()
 	for t, err := range in.transactions(in.file.Transactions(end)) {
 		if err != nil {
 			return err
@@ -153,6 +159,21 @@ func (in *inspection) backwards() error {
 		return damage
 	}
 	return in.end(e)
+}
+
+// head tells what a file of diverged bytes is.
+func (in *inspection) head() error {
+	switch d := in.kept; {
+	case d == nil:
+	case in.c.Bool("json"):
+		return in.json(struct {
+			Type string `json:"type"` // "diverged"
+			*restore.Diverged
+		}{"diverged", d})
+	default:
+		fmt.Fprintf(in.out, "what %s on %s (epoch %d) had alone, behind transaction %s; positions are those of that file\n", d.Data, d.Host, d.Epoch, d.LastTID)
+	}
+	return nil
 }
 
 // transactions is all, until the command is stopped by a signal.
@@ -240,6 +261,9 @@ func (in *inspection) show(t filestorage.Transaction) error {
 func (in *inspection) record(rec filestorage.Record) (shownRecord, error) {
 	r := shownRecord{Position: rec.Pos, OID: rec.OID, Size: rec.DataLen, Previous: rec.Prev, Back: rec.Back, Deleted: rec.DataLen == 0 && rec.Back == 0}
 	holder, ok, err := in.file.Resolve(rec)
+	if errors.Is(err, filestorage.ErrBeforePart) {
+		return r, nil // the data is not here, so whether it is a blob's is not known
+	}
 	if !ok || err != nil {
 		return r, err
 	}

@@ -60,7 +60,7 @@ func newApp(stdout, stderr io.Writer) *cli.App {
 		ExitErrHandler:            func(*cli.Context, error) {},
 		OnUsageError:              usageError,
 		Commands: []*cli.Command{
-			backupCommand(), shipCommand(), watchCommand(), promoteCommand(), statusCommand(),
+			backupCommand(), shipCommand(), watchCommand(), promoteCommand(), rejoinCommand(), statusCommand(),
 			recoverCommand(), verifyCommand(), listCommand(),
 			inspectCommand(), checkFSCommand(), indexCommand(), repozoCommand(), versionCommand(),
 		},
