@@ -54,7 +54,7 @@ race: ## the same under the race detector, which needs a C compiler
 .PHONY: interop
 interop: ## tests against the real ZODB, ZEO and repozo; installs what it needs
 	scripts/venv.sh
-	scripts/debian.sh strace zstd
+	scripts/debian.sh strace zstd systemd-analyze:systemd ip:iproute2
 	CGO_ENABLED=0 $(GO) test -tags interop -count=1 -timeout 20m $(GOTESTFLAGS) ./scripts/interop/...
 	CGO_ENABLED=0 $(GO) test -tags interop -count=1 -timeout 20m $(GOTESTFLAGS) ./scripts/kill -kill.rounds=60
 

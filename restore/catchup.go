@@ -21,6 +21,7 @@ func (s *standby) catchUp(ctx context.Context, src incremental.Source) (applied 
 		}
 	}
 	for {
+		listing := s.health.clocked()
 		repo, err := incremental.Open(ctx, src)
 		if err != nil {
 			return applied, unreadable(err)
@@ -35,6 +36,7 @@ func (s *standby) catchUp(ctx context.Context, src incremental.Source) (applied 
 		if err != nil {
 			return applied, err
 		}
+		s.health.saw(listing, p.head)
 		for _, m := range p.steps {
 			if err := s.apply(ctx, repo, m); err != nil {
 				return applied, errors.Join(p.stale, err)

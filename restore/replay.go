@@ -356,6 +356,7 @@ func (s *standby) reached(seg Segment) error {
 	}
 	s.state = st
 	s.indexSaved = false
+	s.health.applied(st)
 	s.log.Info("applied", "storage", s.data, "increment", seg.Stamp, "position", seg.Position, "tid", seg.LastTID)
 	s.at("reached")
 	return nil

@@ -29,9 +29,10 @@ type standby struct {
 
 	spool int // bytes of a segment that are kept in memory
 
-	log   *slog.Logger
-	now   func() time.Time
-	crash func(point string) // in tests
+	log    *slog.Logger
+	health *Health // nil: nobody asks
+	now    func() time.Time
+	crash  func(point string) // in tests
 }
 
 func (s *standby) at(point string) {
@@ -126,7 +127,7 @@ func (s *standby) openFile() error {
 	}
 	var file *filestorage.File
 	if err == nil && fi.Size() > 0 { // FileStorage takes an empty file for a new one
-		file, err = filestorage.NewFile(filestorage.OSFile{File: f}, s.data)
+		file, err = filestorage.NewFile(s.health.file(filestorage.OSFile{File: f}), s.data)
 	}
 	if err != nil || file == nil {
 		f.Close()

@@ -29,8 +29,10 @@ type WatchOptions struct {
 	RefuseIfAddress []string
 	// Tell sends the answer back to where the increments come from. Optional.
 	Tell func(context.Context, incremental.Answer) error
-	Log  *slog.Logger // nil: discarded
-	Now  func() time.Time
+	// Health, when set, tells others how the watch stands while it runs.
+	Health *Health
+	Log    *slog.Logger // nil: discarded
+	Now    func() time.Time
 
 	crash func(point string)
 	spool int // instead of spoolSize
@@ -78,13 +80,16 @@ func Watch(ctx context.Context, o WatchOptions) (WatchResult, error) {
 	inner, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	go w.stepAside(inner, cancel)
-	w.standby = &standby{data: w.Data, log: w.Log, now: w.Now, crash: o.crash, spool: o.spool}
+	w.standby = &standby{data: w.Data, log: w.Log, now: w.Now, crash: o.crash, spool: o.spool, health: o.Health}
+	w.reading = o.Health.source(o.Source)
 	var ended error // by what ended the watch, its index could not be written or its lock not be given back
-	if err = openStandby(inner, w.standby, o.Source); err == nil {
+	if err = openStandby(inner, w.standby, w.reading); err == nil {
+		w.Health.begins(w.standby.state)
 		if w.Once {
 			w.logged = w.standby.state.Condition
 		}
 		err = w.run(inner)
+		w.Health.ends()
 		ended = w.stop(inner)
 	}
 	if inner.Err() != nil && errors.Is(err, inner.Err()) {
@@ -99,6 +104,7 @@ func Watch(ctx context.Context, o WatchOptions) (WatchResult, error) {
 type watcher struct {
 	WatchOptions
 	standby *standby
+	reading incremental.Source // Source, its progress being told
 	applied int
 	told    incremental.Answer
 	logged  Condition
@@ -143,12 +149,14 @@ func (w *watcher) run(ctx context.Context) error {
 		if nerr != nil {
 			w.unrecorded = nerr.Error()
 		}
+		w.Health.rests(true)
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
 		case <-hints:
 		case <-time.After(w.Interval):
 		}
+		w.Health.rests(false)
 	}
 }
 
@@ -159,7 +167,7 @@ func (w *watcher) look(ctx context.Context) error {
 			return err
 		}
 	}
-	n, err := w.standby.catchUp(ctx, w.Source)
+	n, err := w.standby.catchUp(ctx, w.reading)
 	w.applied += n
 	if w.Once || errors.Is(err, fault.Refused) || errors.Is(err, fault.Diverged) || w.standby.state.Next != nil {
 		return err
@@ -205,6 +213,7 @@ func (w *watcher) hints() (<-chan fsnotify.Event, func()) {
 // note makes err, or its absence, the condition in the state file, the log and the answer, when it is new.
 func (w *watcher) note(ctx context.Context, err error) error {
 	s := w.standby
+	w.Health.looked(s.state, err)
 	c := conditionOf(err)
 	if c.Name != w.logged.Name || c.Message != w.logged.Message {
 		w.logged = c

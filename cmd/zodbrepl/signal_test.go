@@ -8,6 +8,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -21,14 +22,38 @@ const patience = 30 * time.Second
 // process is a command that runs as it does from a shell: TestMain has put it on the PATH.
 type process struct {
 	*exec.Cmd
-	stderr bytes.Buffer
+	stderr output
 	ended  chan error
+}
+
+// output is what a process has written so far.
+type output struct {
+	mu  sync.Mutex
+	buf bytes.Buffer
+}
+
+func (o *output) Write(p []byte) (int, error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.buf.Write(p)
+}
+
+func (o *output) String() string {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.buf.String()
 }
 
 func start(t *testing.T, args ...string) *process {
 	t.Helper()
+	return startWith(t, nil, args...)
+}
+
+// startWith is start in an environment of its own.
+func startWith(t *testing.T, env []string, args ...string) *process {
+	t.Helper()
 	p := &process{Cmd: exec.Command("zodbrepl", args...), ended: make(chan error, 1)}
-	p.Stdout, p.Stderr = io.Discard, &p.stderr
+	p.Stdout, p.Stderr, p.Env = io.Discard, &p.stderr, env
 	require.NoError(t, p.Start())
 	t.Cleanup(func() { _ = p.Process.Kill() })
 	go func() { p.ended <- p.Wait() }()

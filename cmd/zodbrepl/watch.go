@@ -15,21 +15,26 @@ func watchCommand() *cli.Command {
 	return command(&cli.Command{
 		Name:  "watch",
 		Usage: "follow a repository with a standby's Data.fs (daemon)",
-		Flags: withPlace(
+		Flags: append(withPlace(
 			&cli.StringFlag{Name: "from", Usage: "the `PLACE` that the increments arrive in: a directory, or sftp://user@host/path to pull them from another host"},
 			&cli.StringFlag{Name: "data", Usage: "the standby's `DATA.FS`; it is made when missing"},
 			&cli.BoolFlag{Name: "once", Usage: "apply what there is, then end"},
 			&cli.DurationFlag{Name: "interval", Usage: "the `TIME` between two looks at the directory", Value: restore.DefaultInterval},
 			&cli.StringSliceFlag{Name: "refuse-if-address", Usage: "refuse while this host has the IP `ADDRESS`, which is the master's; may be repeated"},
 			jsonFlag, verboseFlag,
-		),
+		), healthFlags()...),
 		Action: watchAction,
 	}, nil, `Verifies each increment whole, then appends it to the standby's Data.fs; a new full is built beside it and swapped in.
 Meanwhile it holds ZODB's lock, so that no ZEO server opens the file for writing; a read-only FileStorage may.
 
 It refuses to start, and stops when running, if the node was promoted, if another process holds the lock, if Data.fs is
 not what was applied, if this host has the master's address, or if a stale master is still writing. A gap or a damaged
-increment does not stop it: zodbrepl status names it. SIGTERM ends it cleanly; it writes Data.fs.index then.`,
+increment does not stop it: zodbrepl status names it. SIGTERM ends it cleanly; it writes Data.fs.index then.
+
+With --http it answers GET /healthz: 200 when it had all that the directory has not longer than --max-lag ago, 503 and the
+reason otherwise; and GET /role: the role, or with ?is=standby 200 or 503. Nothing answers any more once it has ended,
+as it does when the node is promoted. As a service of systemd's Type=notify it tells when it follows, how it stands, and
+the watchdog as long as it gets on.`,
 		"zodbrepl watch --from /srv/increments --data /srv/zeo/Data.fs --refuse-if-address 10.0.0.5", 3, 4, 5, 6)
 }
 
@@ -52,11 +57,25 @@ func watchAction(c *cli.Context) error {
 	source := newLazySource(c.String("from"), o)
 	defer source.Close()
 	once := c.Bool("once")
+	health, address, err := healthOf(c)
+	if err != nil {
+		return err
+	}
+	log := logger(c, !once || c.Bool("verbose"))
+	if address != "" {
+		stop, err := serveHealth(c.Context, health, address, log)
+		if err != nil {
+			return err
+		}
+		defer stop()
+	}
+	ended := notify(c.Context, health, log)
 	res, err := restore.Watch(c.Context, restore.WatchOptions{
 		Source: source, Data: data, Once: once, Interval: c.Duration("interval"),
 		Hint: transport.LocalDir(c.String("from")), RefuseIfAddress: c.StringSlice("refuse-if-address"),
-		Tell: source.tell, Log: logger(c, !once || c.Bool("verbose")),
+		Tell: source.tell, Log: log, Health: health,
 	})
+	ended(err)
 	if err != nil {
 		return err
 	}
