@@ -52,9 +52,9 @@ race: ## the same under the race detector, which needs a C compiler
 	CGO_ENABLED=1 $(GO) test -race $(GOTESTFLAGS) ./...
 
 .PHONY: interop
-interop: ## tests against the real ZODB, ZEO and repozo; installs what it needs
+interop: ## tests against the real ZODB, ZEO, repozo and OpenSSH; installs what it needs
 	scripts/venv.sh
-	scripts/debian.sh strace zstd systemd-analyze:systemd ip:iproute2
+	scripts/debian.sh strace zstd systemd-analyze:systemd ip:iproute2 sshd:openssh-server sftp:openssh-client
 	CGO_ENABLED=0 $(GO) test -tags interop -count=1 -timeout 20m $(GOTESTFLAGS) ./scripts/interop/...
 	CGO_ENABLED=0 $(GO) test -tags interop -count=1 -timeout 20m $(GOTESTFLAGS) ./scripts/kill -kill.rounds=60
 
