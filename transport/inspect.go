@@ -14,8 +14,10 @@ import (
 // inventory is what a target has.
 type inventory struct {
 	repo   *incremental.Repository
-	oldest incremental.Stamp // of its chains; "" when it has none
-	sizes  map[string]int64  // of the regular files, in bytes
+	oldest incremental.Stamp    // of its chains; "" when it has none
+	sizes  map[string]int64     // of the regular files, in bytes
+	temps  map[string]time.Time // when each of our temporary files was written to last
+	newest time.Time            // when any file was, by the target's clock
 }
 
 // has says whether the increment is there and is the same, as far as sizes tell.
@@ -31,10 +33,10 @@ func (s *shipment) inspect(ctx context.Context) (*inventory, error) {
 	if err != nil {
 		return nil, err
 	}
-	v := &inventory{sizes: make(map[string]int64)}
+	v := &inventory{sizes: make(map[string]int64), temps: make(map[string]time.Time)}
 	for _, e := range entries {
 		if fi, err := e.Info(); err == nil && fi.Mode().IsRegular() {
-			v.sizes[e.Name()] = fi.Size()
+			v.note(fi)
 		}
 	}
 	if v.repo, err = incremental.Open(ctx, s.target); err != nil {

@@ -166,8 +166,16 @@ func (t *sftpTarget) name(name string) string { return t.String() + "/" + name }
 func (t *sftpTarget) Publish(ctx context.Context, name string) error {
 	from, to := t.temp(name), t.at(name)
 	err := t.doing(ctx, func(s *session, n int, _ *atomic.Int64) error {
-		if n > 0 && t.published(ctx, s, name) {
+		done := func() error {
+			if n > 0 && !s.posixRename { // an attempt that was cut may have left the old one
+				if err := s.remove(ctx, to+asideSuffix); err != nil {
+					return err
+				}
+			}
 			return t.syncDir(ctx, s)
+		}
+		if n > 0 && t.published(ctx, s, name) {
+			return done()
 		}
 		err := s.rename(ctx, from, to)
 		if err != nil && !s.posixRename && !errors.Is(err, fs.ErrNotExist) {
@@ -179,7 +187,7 @@ func (t *sftpTarget) Publish(ctx context.Context, name string) error {
 		if err != nil {
 			return err
 		}
-		return t.syncDir(ctx, s)
+		return done()
 	})
 	if err == nil {
 		t.puts.Delete(name)
@@ -236,7 +244,7 @@ func (t *sftpTarget) exchange(ctx context.Context, s *session, from, to string, 
 	if _, err := s.lstat(ctx, from); err != nil {
 		return err
 	}
-	aside := to + ".replaced" + durable.TempSuffix
+	aside := to + asideSuffix
 	if err := s.remove(ctx, aside); err != nil {
 		return err
 	}

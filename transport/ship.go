@@ -170,7 +170,11 @@ func (s *shipment) run(ctx context.Context) error {
 			return err
 		}
 	}
-	return s.incomplete()
+	if err := s.incomplete(); err != nil {
+		return err
+	}
+	s.sweep(ctx, there)
+	return nil
 }
 
 // incomplete reports what could not be sent because it is missing or damaged here. What hinders no recovery of the
