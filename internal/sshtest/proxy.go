@@ -20,6 +20,7 @@ type Proxy struct {
 	delay    atomic.Int64 // in nanoseconds, each way
 	rate     atomic.Int64 // bytes a second each way; 0: any
 	up, down atomic.Int64 // bytes that passed: to the server, from the server
+	tries    atomic.Int64 // connections that were asked for
 
 	mu      sync.Mutex
 	conns   map[*pair]bool
@@ -71,6 +72,9 @@ func (p *Proxy) Up() int64 { return p.up.Load() }
 // Down counts those from the server.
 func (p *Proxy) Down() int64 { return p.down.Load() }
 
+// Tries counts the connections that were asked for, also those that were refused.
+func (p *Proxy) Tries() int64 { return p.tries.Load() }
+
 // Cut ends every open connection at once; new ones are made.
 func (p *Proxy) Cut() {
 	p.mu.Lock()
@@ -106,6 +110,7 @@ func (p *Proxy) accept() {
 		if err != nil {
 			return
 		}
+		p.tries.Add(1)
 		server, err := net.Dial("tcp", p.to)
 		if err != nil {
 			client.Close()

@@ -150,7 +150,7 @@ func (s *sshd) Kill() {
 		s.cmd.Wait()
 		if s.t.Failed() {
 			log, _ := os.ReadFile(s.log)
-			s.t.Logf("sshd:\n%s", log)
+			s.t.Logf("sshd:\n%s", log[max(0, len(log)-2000):])
 		}
 	})
 }
