@@ -221,10 +221,10 @@ func TestManyTargetsAtOnceEachGetAll(t *testing.T) {
 	}
 	var mu sync.Mutex
 	seen := map[string]bool{}
-	res, err := Ship(t.Context(), ShipOptions{Repository: m.repo, Targets: dirs, Progress: func(target, _ string, _, _ int64) {
+	res, err := Ship(t.Context(), ShipOptions{Repository: m.repo, Targets: dirs, Progress: func(p ShipProgress) {
 		mu.Lock()
 		defer mu.Unlock()
-		seen[target] = true
+		seen[p.Target] = true
 	}})
 	require.NoError(t, err)
 	require.Len(t, seen, len(dirs))

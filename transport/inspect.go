@@ -49,7 +49,7 @@ func (s *shipment) inspect(ctx context.Context) (*inventory, error) {
 	if err := s.sameHistory(ctx, own, v); err != nil {
 		return nil, err
 	}
-	return v, s.answers(ctx, own)
+	return v, s.answers(ctx, own, v)
 }
 
 // sameHistory refuses a target with another history than ours, and finds its oldest chain. It reads only the
@@ -156,7 +156,7 @@ func superseded(epoch int, where string) *fault.Error {
 }
 
 // answers reads what the standbys say that read the target.
-func (s *shipment) answers(ctx context.Context, own *incremental.Manifest) error {
+func (s *shipment) answers(ctx context.Context, own *incremental.Manifest, v *inventory) error {
 	answers, problems, err := incremental.ReadAnswers(ctx, s.target)
 	if err != nil {
 		return err
@@ -168,6 +168,9 @@ func (s *shipment) answers(ctx context.Context, own *incremental.Manifest) error
 	for _, a := range answers {
 		if a.Lineage == own.Lineage && a.Epoch > own.Epoch {
 			return s.raiseFence(a.Lineage, a.Epoch, fmt.Sprintf("the standby %s on host %s", a.Data, a.Host))
+		}
+		if a.Lineage == own.Lineage && a.Role == "standby" {
+			s.tellLag(a, v)
 		}
 		if a.Condition != "" && a.Condition != "current" {
 			s.Log.Warn("a standby does not follow", "target", s.where, "standby", a.Host, "condition", a.Condition, "cause", a.Message)

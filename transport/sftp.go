@@ -33,12 +33,17 @@ type sftpTarget struct {
 	puts sync.Map // name -> putState: of a finished Put, for Publish
 }
 
+// firstPatience is for a host that was never reached: perhaps a mistake, and somebody waits.
+const firstPatience = 10 * time.Second
+
 func newSFTPTarget(ctx context.Context, r remote, o TargetOptions) (Target, error) {
 	t := &sftpTarget{remote: r, TargetOptions: o, timing: usualTiming}
 	if o.timing != nil {
 		t.timing = *o.timing
 	}
 	t.Patience = cmp.Or(t.Patience, DefaultPatience)
+	patience := t.Patience
+	t.Patience = min(patience, firstPatience)
 	err := t.do(ctx, func(ctx context.Context, s *session) error {
 		var fi os.FileInfo
 		err := s.ask(ctx, func() (err error) { fi, err = s.client.Stat(t.remote.path); return err })
@@ -51,6 +56,7 @@ func newSFTPTarget(ctx context.Context, r remote, o TargetOptions) (Target, erro
 		t.Close()
 		return nil, t.explainDir(err)
 	}
+	t.Patience = patience
 	return t, nil
 }
 

@@ -21,9 +21,8 @@ type ShipOptions struct {
 	Targets    []string // what OpenTarget takes
 	Options    TargetOptions
 	Log        *slog.Logger
-	// Progress is told of a file's bytes; the name of the target and of the file are given. Calls for one target
-	// come one after the other. nil: none.
-	Progress func(target, file string, done, total int64)
+	// Progress is told how a target comes on. Calls for one target come one after the other. nil: none.
+	Progress func(ShipProgress)
 
 	open func(ctx context.Context, where string) (Target, error) // in tests
 }
@@ -35,6 +34,7 @@ type TargetResult struct {
 	Sent       int64                `json:"sent"`       // bytes of data files that travelled
 	Resumed    int64                `json:"resumed"`    // bytes that were there already of a former run
 	Standbys   []incremental.Answer `json:"standbys"`
+	Lags       []Lag                `json:"lags,omitempty"` // of the standbys
 	Error      string               `json:"error,omitempty"`
 }
 
@@ -45,7 +45,7 @@ func Ship(ctx context.Context, o ShipOptions) ([]TargetResult, error) {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
 	if o.Progress == nil {
-		o.Progress = func(string, string, int64, int64) {}
+		o.Progress = func(ShipProgress) {}
 	}
 	// What is wrong with the repository or a name is said before anything is sent.
 	if o.open == nil {
@@ -144,6 +144,7 @@ type shipment struct {
 	fence  *sync.Mutex           // guards the repository's fence among the targets
 	target Target
 	res    TargetResult
+	plan   plan
 }
 
 func (s *shipment) run(ctx context.Context) error {
@@ -162,6 +163,7 @@ func (s *shipment) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	s.makePlan(there)
 	for _, c := range s.chains {
 		if c.Stamp < there.oldest {
 			continue // it was pruned there, or never wanted
@@ -233,6 +235,7 @@ func (s *shipment) chain(ctx context.Context, c incremental.Chain, there *invent
 		if err := s.data(ctx, inc, there); err != nil {
 			return err
 		}
+		s.plan.done(inc.Manifest)
 		have[i], sentDat = true, true
 		if err := s.small(ctx, name, dat(incs, have)); err != nil {
 			return err
@@ -284,7 +287,7 @@ func (s *shipment) data(ctx context.Context, inc incremental.Increment, there *i
 	}
 	defer f.Close()
 	sent, err := s.target.Put(ctx, m.File, f, m.StoredSize, func(done, total int64) {
-		s.Progress(s.where, m.File, done, total)
+		s.tell(m.File, done, total)
 	})
 	s.res.Sent += sent
 	if err != nil {

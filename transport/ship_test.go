@@ -391,7 +391,8 @@ func TestShipEndsWithItsContext(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
 	_, err := Ship(ctx, ShipOptions{Repository: m.repo, Targets: []string{dir},
-		Progress: func(target, file string, done, total int64) {
+		Progress: func(p ShipProgress) {
+			target, file, done, total := p.Target, p.File, p.Done, p.Total
 			if target != dir || done > total || !slices.Contains([]string{m.manifests()[0].File}, file) {
 				t.Errorf("progress of %s to %s: %d of %d", file, target, done, total)
 			}

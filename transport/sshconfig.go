@@ -1,6 +1,7 @@
 package transport
 
 import (
+	"bytes"
 	"cmp"
 	"errors"
 	"fmt"
@@ -10,6 +11,7 @@ import (
 	"os"
 	"os/user"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 
@@ -57,7 +59,7 @@ func loadSSHConfig(home string, log *slog.Logger) (*sshConfig, error) {
 	c := &sshConfig{home: home}
 	own := filepath.Join(home, ".ssh", "config")
 	for _, name := range []string{own, "/etc/ssh/ssh_config"} {
-		f, err := decodeSSHConfig(name)
+		f, err := c.decode(name)
 		switch {
 		case errors.Is(err, fs.ErrNotExist):
 		case err != nil && name == own:
@@ -72,12 +74,37 @@ func loadSSHConfig(home string, log *slog.Logger) (*sshConfig, error) {
 	return c, nil
 }
 
-func decodeSSHConfig(name string) (*ssh_config.Config, error) {
+func (c *sshConfig) decode(name string) (*ssh_config.Config, error) {
 	b, err := os.ReadFile(name)
 	if err != nil {
 		return nil, err
 	}
+	if strings.HasPrefix(name, c.home+"/") {
+		b = includeLine.ReplaceAllFunc(b, c.absolute)
+	}
 	return ssh_config.DecodeBytes(b)
+}
+
+var includeLine = regexp.MustCompile(`(?mi)^[ \t]*include[ \t=].*$`)
+
+// absolute writes the names of an Include out: the library takes them for relative to the home directory that the system
+// knows, which need not be $HOME.
+func (c *sshConfig) absolute(line []byte) []byte {
+	line = bytes.Replace(line, []byte("="), []byte(" "), 1)
+	names := strings.Fields(string(line))
+	for i, n := range names[1:] {
+		if strings.HasPrefix(n, "#") {
+			names = names[:i+1]
+			break
+		}
+		if rest, ok := strings.CutPrefix(n, "~/"); ok {
+			n = filepath.Join(c.home, rest)
+		} else if !filepath.IsAbs(n) {
+			n = filepath.Join(c.home, ".ssh", n)
+		}
+		names[i+1] = n
+	}
+	return []byte(strings.Join(names, " "))
 }
 
 func (c *sshConfig) get(alias, key string) string {

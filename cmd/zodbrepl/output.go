@@ -8,11 +8,8 @@ import (
 	"os"
 	"time"
 
-	"github.com/schollz/progressbar/v3"
 	"github.com/urfave/cli/v2"
 	"golang.org/x/term"
-
-	"zodbrepl/incremental"
 	"zodbrepl/internal/fault"
 )
 
@@ -24,12 +21,14 @@ var (
 )
 
 // logger writes to standard error: warnings and errors, and what is done when verbose.
-func logger(c *cli.Context, verbose bool) *slog.Logger {
+func logger(c *cli.Context, verbose bool) *slog.Logger { return logTo(c.App.ErrWriter, verbose) }
+
+func logTo(w io.Writer, verbose bool) *slog.Logger {
 	level := slog.LevelWarn
 	if verbose {
 		level = slog.LevelInfo
 	}
-	return slog.New(slog.NewTextHandler(c.App.ErrWriter, &slog.HandlerOptions{Level: level}))
+	return slog.New(slog.NewTextHandler(w, &slog.HandlerOptions{Level: level}))
 }
 
 // checkJobs refuses a number of jobs that is none.
@@ -65,27 +64,6 @@ func quietly(c *cli.Context, result any, text func(w io.Writer)) error {
 			text(w)
 		}
 	})
-}
-
-// progress shows a bar for long work at a terminal, and nothing elsewhere. Call done at the end.
-func progress(c *cli.Context, what string) (tell incremental.Progress, done func()) {
-	if !isTerminal(c.App.ErrWriter) || c.Bool("json") {
-		return nil, func() {}
-	}
-	var bar *progressbar.ProgressBar
-	tell = func(n, total int64) {
-		if bar == nil || bar.GetMax64() != total {
-			bar = progressbar.NewOptions64(total, progressbar.OptionSetDescription(what), progressbar.OptionShowBytes(true),
-				progressbar.OptionSetWriter(c.App.ErrWriter), progressbar.OptionThrottle(100*time.Millisecond),
-				progressbar.OptionClearOnFinish(), progressbar.OptionSetPredictTime(true), progressbar.OptionFullWidth())
-		}
-		_ = bar.Set64(n)
-	}
-	return tell, func() {
-		if bar != nil {
-			_ = bar.Clear()
-		}
-	}
 }
 
 // bytesText returns a size for people.

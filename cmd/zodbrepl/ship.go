@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
+	"slices"
 
 	"github.com/urfave/cli/v2"
 
@@ -60,16 +62,24 @@ func checkTargets(targets []string) error {
 }
 
 func ship(c *cli.Context, repository string, targets []string, o transport.TargetOptions) ([]transport.TargetResult, error) {
-	var show func(target, file string, done, total int64)
-	if len(targets) == 1 {
-		if tell, done := progress(c, "ship"); tell != nil {
-			defer done()
-			show = func(_, _ string, n, total int64) { tell(n, total) }
+	bars := newBars(c)
+	so := transport.ShipOptions{Repository: incremental.Dir(repository), Targets: targets, Options: o,
+		Log: logTo(bars.logWriter(c), c.Bool("verbose"))}
+	if bars != nil {
+		each := make(map[string]*bar)
+		for _, t := range targets {
+			if each[t] == nil {
+				each[t] = bars.add(t)
+			}
 		}
+		so.Progress = func(p transport.ShipProgress) {
+			each[p.Target].set(p.RunDone, p.RunTotal, func() string {
+				return fmt.Sprintf("%s %s of %s, files left: %d", p.File, bytesText(p.Done), bytesText(p.Total), p.Files)
+			})
+		}
+		defer bars.end(slices.Collect(maps.Values(each))...)
 	}
-	results, err := transport.Ship(c.Context, transport.ShipOptions{
-		Repository: incremental.Dir(repository), Targets: targets, Options: o, Log: logger(c, c.Bool("verbose")), Progress: show,
-	})
+	results, err := transport.Ship(c.Context, so)
 	return results, keeping(err, "the repository, and what the targets have already")
 }
 
@@ -84,9 +94,19 @@ func printShip(w io.Writer, results []transport.TargetResult) {
 			fmt.Fprintf(w, "%s: %d increments, %s sent\n", r.Target, len(r.Increments), bytesText(r.Sent))
 		}
 		for _, a := range r.Standbys {
-			fmt.Fprintf(w, "  %s on %s: %s, has applied %s (%s)\n", a.Role, a.Host, a.Condition, a.LastTID, timeText(a.LastTID.Time()))
+			fmt.Fprintf(w, "  %s on %s: %s, has applied %s (%s)%s\n", a.Role, a.Host, a.Condition, a.LastTID, timeText(a.LastTID.Time()), lagText(r.Lags, a))
 		}
 	}
+}
+
+// lagText says how far a standby was behind when the run began.
+func lagText(lags []transport.Lag, a incremental.Answer) string {
+	for _, l := range lags {
+		if l.Host == a.Host && l.Data == a.Data {
+			return fmt.Sprintf("; %d increments behind, the oldest made at %s", l.Increments, timeText(l.Since))
+		}
+	}
+	return ""
 }
 
 // tellFull logs a full that nobody asked for: cron's mail should say it.
