@@ -44,7 +44,7 @@ type BackupOptions struct {
 	crash func(point string)
 }
 
-// Progress is told how many of how many raw bytes are done. It is called from one goroutine, often.
+// Progress is told how many of how many raw bytes are done. It is called often; the calls come one after the other.
 type Progress func(done, total int64)
 
 // BackupResult says what a backup did.

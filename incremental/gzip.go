@@ -23,7 +23,7 @@ type gzipCodec struct{}
 
 const (
 	memberSize  = 2 << 20
-	gzipLevel   = 6
+	gzipLevel   = 5
 	memberField = 16 // offset of the stored size
 	gzipJobs    = 16 // bounds the memory to about 5 MiB each
 )

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"strings"
+	"sync"
 
 	"zodbrepl/filestorage"
 	"zodbrepl/internal/fault"
@@ -61,8 +62,7 @@ func Verify(ctx context.Context, src Source, o VerifyOptions) (VerifyResult, err
 	if err != nil {
 		return res, err
 	}
-	repo.Jobs = o.Jobs
-	v := &verifier{VerifyOptions: o, repo: repo, res: &res}
+	v := &verifier{VerifyOptions: o, repo: repo, res: &res, crew: newCrew(jobs(o.Jobs, verifyJobs))}
 	for _, c := range chains {
 		v.total += c.End()
 	}
@@ -103,6 +103,9 @@ type verifier struct {
 	res   *VerifyResult
 	first error
 	count int
+	crew  *crew
+
+	mu    sync.Mutex // guards done
 	done  int64
 	total int64
 }
@@ -121,75 +124,133 @@ func (v *verifier) problems(ps []Problem) {
 	}
 }
 
+// visit is an increment that is being read in a goroutine.
+type visit struct {
+	Increment
+	done    chan struct{} // closed when the following are set
+	checked bool
+	check   *filestorage.Checker
+	tail    *TailKeeper
+	err     error
+}
+
+// chain reads the increments of a chain, several at once, and judges them in order.
 func (v *verifier) chain(ctx context.Context, c Chain) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	read := make(chan *visit, v.crew.size)
+	go func() {
+		defer close(read)
+		for _, inc := range c.Increments {
+			r := &visit{Increment: inc, done: make(chan struct{}), checked: true}
+			hands := v.crew.hire(r.End - r.Start)
+			go func() {
+				defer close(r.done)
+				defer v.crew.release(hands)
+				v.read(ctx, r, hands)
+			}()
+			read <- r
+		}
+	}()
 	cr := ChainResult{Chain: c.Stamp, Increments: []IncrementResult{}}
-	tail := &TailKeeper{}
-	last := filestorage.TID(0)
-	broken := false
-	for _, inc := range c.Increments {
-		ir := IncrementResult{Stamp: inc.Stamp, File: inc.File, Start: inc.Start, End: inc.End, Checked: true}
-		var err error
-		if v.Quick {
-			ir.Checked, err = v.repo.VerifyStored(ctx, inc)
-			if err == nil && !ir.Checked {
-				v.res.NotChecked = append(v.res.NotChecked, inc.File+": repozo wrote it, so there is no hash of the stored file; verify without --quick")
-			}
-		} else {
-			if broken { // what was before is not known, so neither is the tail
-				tail = nil
-			}
-			last, err = v.increment(ctx, inc, tail, last)
+	judge := judge{verifier: v, tail: &TailKeeper{}}
+	for r := range read {
+		<-r.done
+		if ctx.Err() != nil { // the others end soon
+			continue
 		}
-		if ctx.Err() != nil {
-			return ctx.Err()
-		}
-		if err != nil {
-			broken = true
-			v.fail(err)
-			ir.Problem = err.Error()
-		}
-		cr.Increments = append(cr.Increments, ir)
+		cr.Increments = append(cr.Increments, judge.increment(r))
+	}
+	if ctx.Err() != nil {
+		return ctx.Err()
 	}
 	v.res.Chains = append(v.res.Chains, cr)
 	return nil
 }
 
-// increment decodes one and holds it to its manifest. last is the tid before it; the tid after it is returned.
-func (v *verifier) increment(ctx context.Context, inc Increment, tail *TailKeeper, last filestorage.TID) (filestorage.TID, error) {
-	check := filestorage.NewChecker(inc.File, inc.Start)
-	out := io.Writer(check)
-	if tail != nil {
-		out = io.MultiWriter(check, tail)
+// read reads an increment whole, with so many jobs, and checks what can be known without those before it.
+func (v *verifier) read(ctx context.Context, r *visit, jobs int) {
+	if v.Quick {
+		r.checked, r.err = v.repo.VerifyStored(ctx, r.Increment)
+		return
 	}
+	r.check, r.tail = filestorage.NewChecker(r.File, r.Start), &TailKeeper{}
+	out := io.MultiWriter(r.check, r.tail)
 	if v.Progress != nil {
-		out = io.MultiWriter(out, &progressWriter{v.Progress, v.done, v.total})
+		out = io.MultiWriter(out, v)
 	}
-	v.done += inc.End - inc.Start
-	err := v.repo.Copy(ctx, inc, out)
-	if err == nil {
-		err = check.Close()
+	repo := *v.repo
+	repo.Jobs = jobs
+	if r.err = repo.Copy(ctx, r.Increment, out); r.err == nil {
+		r.err = r.check.Close()
 	}
-	ext := check.Extent()
-	if err != nil {
-		var corrupt *filestorage.CorruptError
-		if errors.As(err, &corrupt) {
-			err = inc.bad(v.repo.src.String(), err)
+	var corrupt *filestorage.CorruptError
+	switch {
+	case errors.As(r.err, &corrupt):
+		r.err = r.bad(v.repo.src.String(), r.err)
+	case r.err == nil && r.Manifest != nil:
+		if err := r.Manifest.Describes(r.check); err != nil {
+			r.err = r.bad(v.repo.src.String(), err)
 		}
-		return ext.Last, err
 	}
-	if n := check.Reversed(); n > 0 || ext.First != 0 && ext.First <= last {
-		v.res.Warnings = append(v.res.Warnings, fmt.Sprintf("%s: tids that do not grow (%d); FileStorage cannot pack such a file", inc.File, max(n, 1)))
+}
+
+// Write tells the progress of all increments that are being read.
+func (v *verifier) Write(b []byte) (int, error) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.done += int64(len(b))
+	v.Progress(v.done, v.total)
+	return len(b), nil
+}
+
+// judge holds the increments of a chain to those before them.
+type judge struct {
+	*verifier
+	last filestorage.TID // before the increment
+	tail *TailKeeper     // of the bytes before it; nil when they are not known
+}
+
+func (j *judge) increment(r *visit) IncrementResult {
+	ir := IncrementResult{Stamp: r.Stamp, File: r.File, Start: r.Start, End: r.End, Checked: r.checked}
+	err := r.err
+	switch {
+	case j.Quick && err == nil && !r.checked:
+		j.res.NotChecked = append(j.res.NotChecked, r.File+": repozo wrote it, so there is no hash of the stored file; verify without --quick")
+	case !j.Quick:
+		err = j.continues(r)
 	}
-	if inc.Manifest == nil {
-		return max(ext.Last, last), nil
+	if err != nil {
+		j.fail(err)
+		ir.Problem = err.Error()
 	}
-	if err := inc.Manifest.Describes(check); err != nil {
-		return ext.Last, inc.bad(v.repo.src.String(), err)
+	return ir
+}
+
+// continues says whether an increment that was read follows those before it.
+func (j *judge) continues(r *visit) error {
+	ext := r.check.Extent()
+	before := j.last
+	j.last = max(ext.Last, before)
+	if r.err != nil {
+		j.tail, j.last = nil, ext.Last // what was before is not known, so neither is the tail
+		return r.err
 	}
-	if tail != nil && tail.Proof() != inc.Manifest.Tail {
-		return ext.Last, inc.bad(v.repo.src.String(), errors.New("the tail proof in the manifest is not that of the bytes before its end"))
+	if n := r.check.Reversed(); n > 0 || ext.First != 0 && ext.First <= before {
+		j.res.Warnings = append(j.res.Warnings, fmt.Sprintf("%s: tids that do not grow (%d); FileStorage cannot pack such a file", r.File, max(n, 1)))
 	}
-	return inc.Manifest.LastTID, nil
+	if j.tail != nil {
+		j.tail.Write(r.tail.buf)
+	}
+	if r.Manifest == nil {
+		return nil
+	}
+	j.last = r.Manifest.LastTID
+	if j.tail != nil && j.tail.Proof() != r.Manifest.Tail {
+		j.tail, j.last = nil, ext.Last
+		return r.bad(j.repo.src.String(), errors.New("the tail proof in the manifest is not that of the bytes before its end"))
+	}
+	return nil
 }
 
 // Describes says whether the transactions that a Checker has read are those that the manifest tells of.
@@ -200,15 +261,4 @@ func (m *Manifest) Describes(check *filestorage.Checker) error {
 			m.Transactions, m.FirstTID, m.LastTID, m.PackedTo, ext.Transactions, ext.First, ext.Last, check.LastPacked())
 	}
 	return nil
-}
-
-type progressWriter struct {
-	tell        Progress
-	done, total int64
-}
-
-func (p *progressWriter) Write(b []byte) (int, error) {
-	p.done += int64(len(b))
-	p.tell(p.done, p.total)
-	return len(b), nil
 }
