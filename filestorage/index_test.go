@@ -107,29 +107,31 @@ func heap() uint64 {
 }
 
 func TestIndexTakesLittleMemory(t *testing.T) {
-	const n = 1_000_000
-	shuffled := rand.New(rand.NewPCG(1, 1)).Perm(n)
+	const million = 1_000_000
+	shuffled := rand.New(rand.NewPCG(1, 1)).Perm(million)
 	for _, c := range []struct {
 		name string
-		most float64 // bytes an object
+		n    int
+		most float64 // bytes an object; 24 are promised
 		oid  func(i int) OID
 	}{
-		{"oids one after the other", 13, func(i int) OID { return OID(i) }},
-		{"every 256th oid", 13, func(i int) OID { return OID(i << 8) }},
-		{"every 65536th oid", 13, func(i int) OID { return OID(i << 16) }},
-		{"oids in any order", 18, func(i int) OID { return OID(shuffled[i]) }},
-		{"every 1000th oid in any order", 18, func(i int) OID { return OID(shuffled[i] * 1000) }},
+		{"oids one after the other", million, 13, func(i int) OID { return OID(i) }},
+		{"ten million of them", 10 * million, 13, func(i int) OID { return OID(i) }},
+		{"every 256th oid", million, 13, func(i int) OID { return OID(i << 8) }},
+		{"every 65536th oid", million, 13, func(i int) OID { return OID(i << 16) }},
+		{"oids in any order", million, 18, func(i int) OID { return OID(shuffled[i]) }},
+		{"every 1000th oid in any order", million, 18, func(i int) OID { return OID(shuffled[i] * 1000) }},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			before := heap()
 			x := &Index{}
-			for i := range n {
+			for i := range c.n {
 				x.Set(c.oid(i), int64(i))
 			}
-			used := float64(heap()-before) / n
+			used := float64(heap()-before) / float64(c.n)
 			t.Logf("%.1f bytes an object", used)
 			require.Less(t, used, c.most)
-			require.Equal(t, n, x.Len())
+			require.Equal(t, c.n, x.Len())
 		})
 	}
 	runtime.KeepAlive(shuffled)

@@ -1,0 +1,217 @@
+"""The rows of make bench: zodbrepl's commands against repozo's, and what the machine leaves no way around."""
+
+import glob
+import os
+import shutil
+
+import replay
+from measure import Contender, Goal, in_turns, timed
+
+CHANGE = 10  # MiB, of the delta; less for a small file
+
+OPEN_WITHOUT_INDEX = "import sys; from ZODB.FileStorage import FileStorage; FileStorage(sys.argv[1], read_only=True)"
+
+
+def cores():
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
+def rows(tools, data, runs, table):
+    """Measures everything; returns (name, seconds, MiB) of zodbrepl's rows. Without a table it runs alone."""
+    bench = Rows(tools, data, runs, table)
+    with open(data, "rb") as f: # into the page cache
+        while f.read(1 << 20):
+            pass
+    if table:
+        print("Data.fs of %.0f MiB" % (os.path.getsize(data) / 2**20))
+        table.head()
+    for step in (bench.fulls, bench.verify, bench.recover, bench.index, bench.nothing_changed, bench.delta, bench.replay):
+        step()
+    return bench.results
+
+
+class Rows:
+    def __init__(self, tools, data, runs, table):
+        self.tools, self.data, self.runs, self.table = tools, data, runs, table
+        self.alone = table is None
+        self.results = []
+        self.change = min(CHANGE, max(1, os.path.getsize(data) >> 22))
+
+    # what the rows are made of
+
+    def path(self, *names):
+        return self.tools.path(*names)
+
+    def fresh(self, name):
+        shutil.rmtree(self.path(name), ignore_errors=True)
+        os.makedirs(self.path(name))
+
+    def remove(self, *names):
+        for name in names:
+            for file in glob.glob(self.path(name)):
+                os.remove(file)
+
+    def clone(self, name, to):
+        """A copy of a repository that shares the bytes of its increments, which nobody changes."""
+        self.fresh(to)
+        for entry in os.scandir(self.path(name)):
+            share = ".fs" in entry.name or ".deltafs" in entry.name
+            (os.link if share else shutil.copy)(entry.path, self.path(to, entry.name))
+
+    def stored(self, name):
+        return sum(e.stat().st_size for e in os.scandir(self.path(name)) if ".fs" in e.name or ".deltafs" in e.name)
+
+    def ours(self, *arguments, before=lambda: None):
+        return Contender([self.tools.zodbrepl, *arguments], before)
+
+    def repozo(self, *arguments, before=lambda: None):
+        return None if self.alone else Contender([self.tools.repozo, *arguments], before)
+
+    def shell(self, script, *arguments, before=lambda: None):
+        return None if self.alone else Contender(["sh", "-ec", script, "sh", *arguments], before)
+
+    def copy(self):
+        return self.shell('cp "$1" "$2"; sync "$2"', self.data, self.path("copy"), before=lambda: self.remove("copy"))
+
+    def core(self, *step):
+        """One core at one step of the work."""
+        return None if self.alone else Contender([self.tools.limit, *step, self.data], read=float)
+
+    def cat(self):
+        return self.shell('cat "$1" | cat >/dev/null', self.data)
+
+    def run(self, *contenders):
+        in_turns(self.runs, [c for c in contenders if c], self.tools.scratch())
+
+    def row(self, what, ours, theirs=None, goal=None, limits=(), **keywords):
+        """limits are (name, contender, share): the largest of them is the limit."""
+        self.results.append((what, ours.median, ours.memory))
+        if self.table:
+            floors = [(name, c.median * share) for name, c, share in limits if c]
+            self.table.row(what, ours, theirs, goal, max(floors, key=lambda f: f[1], default=("", None)), **keywords)
+
+    # the rows
+
+    def fulls(self):
+        def backup(codec):
+            return self.ours("backup", "--full", "--codec", codec, "-f", self.data, "-r", self.path(codec), before=lambda: self.fresh(codec))
+
+        gzip, zstd, none = backup("gzip"), backup("zstd"), backup("none")
+        packed = self.repozo("-BFz", "-f", self.data, "-r", self.path("repozo"), before=lambda: self.fresh("repozo"))
+        plain = self.repozo("-BF", "-f", self.data, "-r", self.path("repozo-plain"), before=lambda: self.fresh("repozo-plain"))
+        copy, md5 = self.copy(), self.core("md5")
+        deflate, compress = self.core("encode", "gzip"), self.core("encode", "zstd")
+        self.run(gzip, zstd, packed, deflate, compress, md5)
+        self.run(none, plain, copy)
+        self.remove("copy")
+        n = 1 / cores()
+        self.row("full backup, gzip", gzip, packed, Goal.times(10), [(self.all_cores("deflate"), deflate, n), ("md5", md5, 1)])
+        self.row("full backup, zstd", zstd, packed, Goal.times(18), [(self.all_cores("zstd"), compress, n), ("md5", md5, 1)])
+        self.row("full backup, none", none, plain, Goal.times(1.7), [("cp+sync", copy, 1), ("md5", md5, 1)])
+        if self.table:
+            theirs = self.stored("repozo")
+            self.table.size("stored, gzip", self.stored("gzip"), theirs, Goal.share(1.06))
+            self.table.size("stored, zstd", self.stored("zstd"), theirs, Goal.share(0.80))
+
+    def all_cores(self, step):
+        return "%s on %d cores" % (step, cores())
+
+    def unpacking(self):
+        """Contenders and limits of what reads a repository."""
+        md5, inflate, unzstd = self.core("md5"), self.core("decode", "gzip"), self.core("decode", "zstd")
+        n = 1 / cores()
+        return ([md5, inflate, unzstd], [("md5", md5, 1), (self.all_cores("inflate"), inflate, n)],
+                [("md5", md5, 1), (self.all_cores("unzstd"), unzstd, n)])
+
+    def verify(self):
+        gzip, zstd = (self.ours("verify", "-r", self.path(codec)) for codec in ("gzip", "zstd"))
+        packed = self.repozo("-V", "-r", self.path("repozo"))
+        steps, gzip_limits, zstd_limits = self.unpacking()
+        self.run(gzip, zstd, packed, *steps)
+        self.row("verify, gzip", gzip, packed, Goal.times(4), gzip_limits)
+        self.row("verify, zstd", zstd, packed, Goal.times(8), zstd_limits)
+
+    def recover(self):
+        def recover(codec):
+            return self.ours("recover", "-r", self.path(codec), "-o", self.path("out.fs"), before=lambda: self.remove("out.fs*"))
+
+        def repozo(name):
+            return self.repozo("-R", "-r", self.path(name), "-o", self.path("out.fs"), before=lambda: self.remove("out.fs*"))
+
+        gzip, zstd, none, packed, plain = recover("gzip"), recover("zstd"), recover("none"), repozo("repozo"), repozo("repozo-plain")
+        copy = self.copy()
+        steps, gzip_limits, zstd_limits = self.unpacking()
+        self.run(gzip, zstd, packed, none, plain, copy, *steps)
+        self.remove("out.fs*", "copy")
+        self.row("recover, gzip; verified, index", gzip, packed, Goal.times(4), gzip_limits + [("cp+sync", copy, 1)])
+        self.row("recover, zstd; verified, index", zstd, packed, Goal.times(8), zstd_limits + [("cp+sync", copy, 1)])
+        self.row("recover, none; verified, index", none, plain, Goal.times(2.5), [("cp+sync", copy, 1), ("md5", steps[0], 1)])
+        for name in ("none", "repozo-plain", "zstd"):
+            shutil.rmtree(self.path(name), ignore_errors=True)
+
+    def index(self):
+        index = self.data + ".index"
+
+        def without():
+            if os.path.exists(index):
+                os.remove(index)
+
+        ours = self.ours("index", self.data, before=without)
+        theirs = None if self.alone else Contender([self.tools.python, "-c", OPEN_WITHOUT_INDEX, self.data], without)
+        cat = self.cat()
+        self.run(ours, theirs, cat)
+        self.row("index from scratch; FileStorage", ours, theirs, Goal.times(10), [("cat", cat, 1)])
+        without()
+        timed([self.tools.zodbrepl, "index", self.data], self.tools.scratch())
+        check = self.ours("check-fs", self.data)
+        fstest = None if self.alone else Contender([self.tools.python, "-m", "ZODB.scripts.fstest", self.data])
+        self.run(check, fstest, cat)
+        self.row("structure check; fstest", check, fstest, Goal.times(10), [("cat", cat, 1)])
+
+    def backups(self):
+        """A backup of what is new, on both sides."""
+        timed([self.tools.zodbrepl, "backup", "-f", self.data, "-r", self.path("gzip")], self.tools.scratch())
+        if not self.alone:
+            timed([self.tools.repozo, "-BzQ", "-f", self.data, "-r", self.path("repozo")], self.tools.scratch())
+
+    def nothing_changed(self):
+        self.tools.grow(self.data, 0.1)
+        self.backups()
+        ours = self.ours("backup", "-f", self.data, "-r", self.path("gzip"))
+        quick, usual = (self.repozo(o, "-f", self.data, "-r", self.path("repozo")) for o in ("-BzQ", "-Bz"))
+        start = None if self.alone else self.ours("version")
+        self.run(ours, quick, usual, start)
+        limits = [("starting a process", start, 1)]
+        self.row("nothing changed; -Q after a small delta", ours, quick, Goal.times(50), limits)
+        if self.table:
+            self.table.row("nothing changed; default", ours, usual, Goal.times(500), limits[0][:1] + (start.median,))
+            self.table.row("nothing changed, time", ours, None, Goal.below(0.010), limits[0][:1] + (start.median,))
+
+    def delta(self):
+        self.tools.grow(self.data, self.change)
+        ours = self.ours("backup", "-f", self.data, "-r", self.path("ours-delta"), before=lambda: self.clone("gzip", "ours-delta"))
+        quick, usual = (self.repozo(o, "-f", self.data, "-r", self.path("theirs-delta"), before=lambda: self.clone("repozo", "theirs-delta"))
+                        for o in ("-BzQ", "-Bz"))
+        write = None if self.alone else replay.Write(self.path("copy"), self.change)
+        self.run(ours, quick, usual, write)
+        limits = [("write+fsync", write, 1)]
+        self.row("%d MiB changed, gzip; -Q" % self.change, ours, quick, Goal.times(8), limits)
+        if self.table:
+            self.table.row("%d MiB changed, gzip; default" % self.change, ours, usual, Goal.times(100), (limits[0][0], write.median))
+        for name in ("ours-delta", "theirs-delta", "repozo"):
+            shutil.rmtree(self.path(name), ignore_errors=True)
+
+    def replay(self):
+        """Deltas come one by one to a standby that follows."""
+        self.backups() if self.alone else timed([self.tools.zodbrepl, "backup", "-f", self.data, "-r", self.path("gzip")], self.tools.scratch())
+        standby = replay.Standby(self.tools, self.path("gzip"), self.path("standby.fs"))
+        for _ in range(self.runs):
+            self.tools.grow(self.data, self.change)
+            timed([self.tools.zodbrepl, "backup", "-f", self.data, "-r", self.path("gzip")], self.tools.scratch())
+            standby.hide_newest()
+        write = replay.Write(self.path("copy"), self.change)
+        with standby:
+            self.run(standby, write)
+        self.remove("standby.fs*", "copy")
+        three = Goal("<= 3 x", lambda ours, theirs: ours <= 3 * write.median)
+        self.row("replay of %d MiB on a standby" % self.change, standby, None, three, [("write+fsync", write, 1)], memory_goal=None)
