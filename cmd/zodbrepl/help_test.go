@@ -103,9 +103,9 @@ func TestExamplesAreCommandLines(t *testing.T) {
 func TestAWrongCommandLineIsRefusedBeforeAnythingIsDone(t *testing.T) {
 	for _, c := range commands() {
 		good := append([]string{c.Name}, required[c.Name]...)
-		arguments := 0
-		if c.ArgsUsage == "FILE" {
-			good, arguments = append(good, "missing.fs"), 1
+		arguments := len(strings.Fields(c.ArgsUsage))
+		for range arguments {
+			good = append(good, "missing.fs")
 		}
 		refused := func(t *testing.T, says string, args ...string) {
 			t.Helper()
@@ -130,7 +130,7 @@ func TestAWrongCommandLineIsRefusedBeforeAnythingIsDone(t *testing.T) {
 			t.Run(fmt.Sprintf("%s without %s", c.Name, name), func(t *testing.T) {
 				says := name
 				if arguments > 0 {
-					says = "takes FILE"
+					says = "takes " + c.ArgsUsage
 				} else if c.Name == "recover" && name == "--output" {
 					says = "--output or --stdout is required"
 				}

@@ -62,7 +62,7 @@ func newApp(stdout, stderr io.Writer) *cli.App {
 		Commands: []*cli.Command{
 			backupCommand(), shipCommand(), watchCommand(), promoteCommand(), rejoinCommand(), statusCommand(),
 			recoverCommand(), verifyCommand(), listCommand(),
-			inspectCommand(), checkFSCommand(), indexCommand(), repozoCommand(), versionCommand(),
+			inspectCommand(), diffCommand(), checkFSCommand(), indexCommand(), repozoCommand(), versionCommand(),
 		},
 		Action: func(c *cli.Context) error {
 			if c.NArg() > 0 {

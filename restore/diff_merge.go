@@ -1,0 +1,252 @@
+package restore
+
+import (
+	"context"
+	"errors"
+	"io"
+	"iter"
+
+	"zodbrepl/filestorage"
+	"zodbrepl/internal/fault"
+)
+
+// maxOIDs bounds the oids that are told of one transaction; the objects come with their own list.
+const maxOIDs = 1000
+
+// diffMerge goes through both sides at once, in the order of the tids.
+type diffMerge struct {
+	DiffOptions
+	res  *DiffResult
+	a, b *stream
+	// same: all has been the same bytes so far
+	same bool
+	// apart: no position is common, so objects are compared from the first transaction on.
+	apart bool
+}
+
+// stream is one side of the merge: a transaction whose records are still to come.
+type stream struct {
+	side  *Side
+	res   *SideResult
+	next  func() (diffEvent, error, bool)
+	end   func()
+	txn   diffEvent // its beginning
+	more  bool      // txn is one
+	ahead diffEvent // the event that is next
+	has   bool      // ahead is one
+
+	only   filestorage.Index // oid: tid of the last transaction that only this side has
+	shared filestorage.Index // oid: tid of the last that both have
+	gone   filestorage.Index // oid: tid of the last that says that the object is no more
+	sure   filestorage.Index // tids of unsure transactions that the other side has never had, as an object shows
+}
+
+func newDiffMerge(o DiffOptions, res *DiffResult) *diffMerge {
+	return &diffMerge{DiffOptions: o, res: res, same: true,
+		a: &stream{side: o.A, res: &res.A}, b: &stream{side: o.B, res: &res.B}}
+}
+
+func (m *diffMerge) stop() {
+	for _, s := range []*stream{m.a, m.b} {
+		if s.end != nil {
+			s.end()
+		}
+	}
+}
+
+// start goes to the first transaction behind the common position. Without one, when the other side is a part only, it
+// goes to where that begins; meets says that it has the transaction that stands there before the part.
+func (s *stream) start(ctx context.Context, common int64, other Mark) (meets bool, err error) {
+	from := common
+	if common == 0 {
+		from = s.side.boundaryBefore(other)
+	}
+	s.next, s.end = iter.Pull2(s.side.events(ctx, from))
+	if err := errors.Join(s.read(), s.advance()); err != nil || common > 0 {
+		return false, err
+	}
+	for s.more && s.txn.header.TID <= other.LastTID {
+		h := s.txn.header
+		meets = h.TID == other.LastTID && s.txn.pos+h.RecordLen() == other.Position
+		// What an object was before tells whether a pack has removed what the part has of it.
+		if err := s.records(func(r filestorage.Record) error { s.note(&s.shared, r, h.TID); return nil }); err != nil {
+			return false, err
+		}
+		if err := s.advance(); err != nil {
+			return false, err
+		}
+	}
+	return meets, nil
+}
+
+// read fetches the event that is next.
+func (s *stream) read() error {
+	e, err, ok := s.next()
+	s.ahead, s.has = e, ok
+	return err
+}
+
+// advance goes to the next transaction; the records of the last one have been read.
+func (s *stream) advance() error {
+	last := s.txn.header.TID
+	if s.txn, s.more = s.ahead, s.has; !s.more {
+		return nil
+	}
+	if s.txn.header.TID <= last {
+		return fault.New(fault.Unverified, "%s: the tid of the transaction at %d, %s, is not greater than the one before it, %s: it cannot be compared by tids",
+			s.side.name, s.txn.pos, s.txn.header.TID, last).Remedy("zodbrepl check-fs tells all that is wrong with a file")
+	}
+	if s.txn.header.Status == filestorage.StatusPacked {
+		s.res.PackedTo = s.txn.header.TID
+	}
+	return s.read()
+}
+
+// record returns the next record of the transaction; ok is false when there is none left.
+func (s *stream) record() (r filestorage.Record, ok bool, err error) {
+	if !s.has || s.ahead.begins {
+		return r, false, nil
+	}
+	r = s.ahead.record
+	return r, true, s.read()
+}
+
+func (s *stream) records(each func(filestorage.Record) error) error {
+	for {
+		r, ok, err := s.record()
+		if err == nil && ok {
+			err = each(r)
+		}
+		if err != nil || !ok {
+			return err
+		}
+	}
+}
+
+func (m *diffMerge) run(ctx context.Context, common Applied) error {
+	metA, err := m.a.start(ctx, common.Position, m.B.first())
+	if err != nil {
+		return err
+	}
+	metB, err := m.b.start(ctx, common.Position, m.A.first())
+	if err != nil {
+		return err
+	}
+	// From the first byte on they may be the same still: a repository that repozo made has no proofs.
+	if part := m.A.kept != nil || m.B.kept != nil; common.Position == 0 && part {
+		if m.same = metA || metB; m.same {
+			begin := m.A.first()
+			if metA {
+				begin = m.B.first()
+			}
+			m.res.Common, m.res.LastCommon = begin, begin.LastTID
+		}
+	}
+	m.apart = m.res.Common.Position == 0 && m.A.kept == nil && m.B.kept == nil
+	for m.a.more || m.b.more {
+		var err error
+		switch a, b := m.a, m.b; {
+		case !b.more || a.more && a.txn.header.TID < b.txn.header.TID:
+			err = m.alone("a", a, b)
+		case !a.more || b.txn.header.TID < a.txn.header.TID:
+			err = m.alone("b", b, a)
+		default:
+			err = m.shared(a, b)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// alone takes a transaction that only one side has. The other's next tells whether a pack there came later.
+func (m *diffMerge) alone(name string, s, other *stream) error {
+	m.same = false
+	h := s.txn.header
+	t := OnlyTransaction{Side: name, Unsure: other.more && other.txn.header.Status == filestorage.StatusPacked,
+		Change: Change{Position: s.txn.pos, TID: h.TID, Time: h.TID.Time(), Length: h.RecordLen(), User: s.txn.user, Description: s.txn.text,
+			OIDs: []filestorage.OID{}}}
+	err := s.records(func(r filestorage.Record) error {
+		s.note(&s.only, r, h.TID)
+		if t.Records++; t.Records <= maxOIDs {
+			t.OIDs = append(t.OIDs, r.OID)
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	if s.res.Transactions++; t.Unsure {
+		s.res.Unsure++
+	}
+	if err := m.Transaction(t); err != nil {
+		return err
+	}
+	return s.advance()
+}
+
+// shared takes a transaction that both have.
+func (m *diffMerge) shared(a, b *stream) error {
+	x, y := a.txn, b.txn
+	bytes := m.same && x.pos == y.pos && x.header == y.header && x.user == y.user && x.text == y.text
+	content := x.user == y.user && x.text == y.text
+	packed := x.header.Status == filestorage.StatusPacked || y.header.Status == filestorage.StatusPacked
+	for {
+		ra, oka, err := a.record()
+		if err != nil {
+			return err
+		}
+		rb, okb, err := b.record()
+		if err != nil {
+			return err
+		}
+		if !oka && !okb {
+			break
+		}
+		bytes = bytes && oka == okb && ra == rb
+		content = content && oka == okb && ra.OID == rb.OID && ra.DataLen == rb.DataLen && (ra.Back == 0) == (rb.Back == 0)
+		if oka {
+			a.note(&a.shared, ra, x.header.TID)
+		}
+		if okb {
+			b.note(&b.shared, rb, x.header.TID)
+		}
+	}
+	if bytes && a.side.file != nil && b.side.file != nil {
+		// The proofs have failed behind the common position, and the headers do not say why.
+		var err error
+		if bytes, err = sameBytes(a.side.file, b.side.file, x.pos, x.pos+x.header.RecordLen()); err != nil {
+			return err
+		}
+		content = bytes
+	}
+	m.res.LastCommon = x.header.TID
+	if m.same = bytes; bytes {
+		m.res.Common = markAt(x.pos+x.header.RecordLen(), x.header.TID)
+	} else if packed && !(content && x.header.Status == y.header.Status) {
+		m.res.Packed++
+	} else if !content {
+		m.res.Altered++
+	}
+	if err := a.advance(); err != nil {
+		return err
+	}
+	return b.advance()
+}
+
+func sameBytes(a, b *filestorage.File, start, end int64) (bool, error) {
+	u := &untilDifferent{r: a, pos: start, end: end}
+	_, err := io.CopyBuffer(u, struct{ io.Reader }{b.Section(start, end)}, make([]byte, 256<<10))
+	if err != nil && !errors.Is(err, errEnough) {
+		return false, err
+	}
+	return u.pos == end, nil
+}
+
+func (s *stream) note(in *filestorage.Index, r filestorage.Record, tid filestorage.TID) {
+	in.Set(r.OID, int64(tid))
+	if r.DataLen == 0 && r.Back == 0 {
+		s.gone.Set(r.OID, int64(tid))
+	}
+}
