@@ -33,7 +33,7 @@ func conditionOf(err error) Condition {
 		c.Name = conditionAddress
 	case errors.Is(err, fault.Refused):
 		c.Name = conditionStale
-	case errors.As(err, &src):
+	case errors.As(err, &src), errors.Is(err, fault.Unreachable):
 		c.Name = conditionNoSource
 	case errors.Is(err, fault.Gap):
 		c.Name = conditionGap

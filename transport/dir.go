@@ -19,11 +19,11 @@ import (
 // dirTarget is a directory of this host, often a shared mount.
 type dirTarget struct {
 	incremental.Dir
-	limit *limiter
+	limit, in *limiter
 }
 
 func newDirTarget(ctx context.Context, path string, o TargetOptions) (Target, error) {
-	t := dirTarget{incremental.Dir(path), newLimiter(o.LimitRate)}
+	t := dirTarget{incremental.Dir(path), newLimiter(o.LimitRate), newLimiter(o.LimitRate)}
 	if _, err := t.List(ctx); err != nil {
 		return nil, err
 	}
@@ -33,6 +33,15 @@ func newDirTarget(ctx context.Context, path string, o TargetOptions) (Target, er
 const chunkSize = 1 << 20
 
 func (t dirTarget) temp(name string) string { return t.Path(name) + durable.TempSuffix }
+
+// Open implements incremental.Source.
+func (t dirTarget) Open(ctx context.Context, name string) (io.ReadCloser, error) {
+	r, err := t.Dir.Open(ctx, name)
+	if err != nil {
+		return nil, err
+	}
+	return t.in.reader(ctx, r), nil
+}
 
 // Stat implements Target.
 func (t dirTarget) Stat(ctx context.Context, name string) (int64, bool, error) {

@@ -54,8 +54,10 @@ func (k *hostKeys) unreadable(err error) error {
 // algorithms returns the kinds of keys to ask the host for: first those that are known of it, so that a host with
 // several shows one that can be checked; then the others, so that the message can tell them apart.
 func (k *hostKeys) algorithms() []string {
-	algos := k.db.HostKeyAlgorithms(k.host.keyName)
-	for _, a := range ssh.SupportedAlgorithms().HostKeys {
+	supported := ssh.SupportedAlgorithms().HostKeys
+	// Not with SHA-1, with which the key of a line "ssh-rsa" could sign as well.
+	algos := slices.DeleteFunc(k.db.HostKeyAlgorithms(k.host.keyName), func(a string) bool { return !slices.Contains(supported, a) })
+	for _, a := range supported {
 		// A certificate says nothing without an authority in known_hosts.
 		if !strings.Contains(a, "-cert-") && !slices.Contains(algos, a) {
 			algos = append(algos, a)

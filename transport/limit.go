@@ -2,6 +2,7 @@ package transport
 
 import (
 	"context"
+	"io"
 
 	"golang.org/x/time/rate"
 )
@@ -13,8 +14,8 @@ func newLimiter(bytesPerSecond int64) *limiter {
 	if bytesPerSecond <= 0 {
 		return nil
 	}
-	// A fifth of a second at once keeps the line even; less than a few KiB would cost more than it carries.
-	burst := min(max(bytesPerSecond/5, 4<<10), 1<<20)
+	// A fifth of a second at once keeps the line even, and does not look like silence.
+	burst := min(max(bytesPerSecond/5, 1), 1<<20)
 	return &limiter{rate.NewLimiter(rate.Limit(bytesPerSecond), int(burst))}
 }
 
@@ -24,6 +25,28 @@ func (l *limiter) piece(n int) int {
 		return n
 	}
 	return min(n, l.Burst())
+}
+
+// reader limits what is read from r.
+func (l *limiter) reader(ctx context.Context, r io.ReadCloser) io.ReadCloser {
+	if l == nil {
+		return r
+	}
+	return &limitedReader{r, l, ctx}
+}
+
+type limitedReader struct {
+	io.ReadCloser
+	l   *limiter
+	ctx context.Context
+}
+
+func (r *limitedReader) Read(p []byte) (int, error) {
+	n, err := r.ReadCloser.Read(p[:r.l.piece(len(p))])
+	if werr := r.l.wait(r.ctx, n); werr != nil {
+		return 0, werr
+	}
+	return n, err
 }
 
 // wait returns when n more bytes may travel.

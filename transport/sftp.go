@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net"
 	"os"
 	"path"
 	"slices"
@@ -28,9 +29,11 @@ type sftpTarget struct {
 	mu     sync.Mutex // held while connecting
 	live   *session
 	closed bool
+	known  bool      // the host was reached before
 	told   sync.Once // that names or contents cannot be made durable
 
-	puts sync.Map // name -> putState: of a finished Put, for Publish
+	small smallFiles
+	puts  sync.Map // name -> putState: of a finished Put, for Publish
 }
 
 // firstPatience is for a host that was never reached: perhaps a mistake, and somebody waits.
@@ -71,17 +74,26 @@ func (t *sftpTarget) session(ctx context.Context) (*session, error) {
 		return t.live, nil
 	}
 	var err error
-	t.live = nil
-	if t.SSHCommand != "" {
-		t.live, err = openCommand(ctx, t.remote, t.TargetOptions, t.timing)
-		return t.live, err
+	if t.live, err = t.connect(ctx); err == nil {
+		t.known = true
 	}
-	d := &dialer{TargetOptions: t.TargetOptions, timing: t.timing}
-	if d.config, err = loadSSHConfig(homeDir(), t.Log); err != nil {
+	var name *net.DNSError
+	if errors.As(err, &name) && t.known {
+		err = &lineError{name} // a network that is down knows no names either
+	}
+	return t.live, err
+}
+
+func (t *sftpTarget) connect(ctx context.Context) (*session, error) {
+	if t.SSHCommand != "" {
+		return openCommand(ctx, t.remote, t.TargetOptions, t.timing)
+	}
+	config, err := loadSSHConfig(homeDir(), t.Log)
+	if err != nil {
 		return nil, err
 	}
-	t.live, err = d.openSFTP(ctx, hop{t.user, t.host, t.port})
-	return t.live, err
+	d := &dialer{TargetOptions: t.TargetOptions, timing: t.timing, config: config}
+	return d.openSFTP(ctx, hop{t.user, t.host, t.port})
 }
 
 // do runs op on a connection, and once more when the line fails, as long as patience lasts.
@@ -130,6 +142,7 @@ func (t *sftpTarget) List(ctx context.Context) ([]fs.DirEntry, error) {
 		return nil, t.explainDir(err)
 	}
 	slices.SortFunc(entries, func(a, b fs.DirEntry) int { return cmp.Compare(a.Name(), b.Name()) })
+	t.small.listed(entries)
 	return entries, nil
 }
 
@@ -351,7 +364,7 @@ func (t *sftpTarget) explain(ctx context.Context, err error) error {
 	case err == nil, errors.As(err, &told), errors.As(err, &content), errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
 		return err
 	case errors.As(err, &line):
-		return fault.New(nil, "%s cannot be reached", t).Because(line.err).
+		return fault.New(fault.Unreachable, "%s cannot be reached", t).Because(line.err).
 			Keeping("what was published there is as it was; the half of a file that arrived will be gone on with").
 			Remedy("see that the host is up and the way to it is open; then run this again")
 	case errors.Is(err, fs.ErrPermission):

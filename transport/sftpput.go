@@ -35,6 +35,10 @@ func (t *sftpTarget) Put(ctx context.Context, name string, content io.ReaderAt, 
 		p.forward = forward
 		return p.attempt(ctx, s)
 	})
+	var local *contentError
+	if errors.Is(err, fs.ErrNotExist) && !errors.As(err, &local) { // a new file can be made wherever there is a directory
+		return p.sent, t.explainDir(err)
+	}
 	return p.sent, t.explain(ctx, err)
 }
 

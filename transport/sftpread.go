@@ -21,6 +21,12 @@ const window = 128
 // Open implements incremental.Source. The reader asks for what comes next before it is wanted, and goes on behind a cut
 // of the line.
 func (t *sftpTarget) Open(ctx context.Context, name string) (io.ReadCloser, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	if r := t.openSmall(ctx, name); r != nil {
+		return r, nil
+	}
 	r := &remoteFile{t: t, name: name}
 	err := t.do(ctx, func(ctx context.Context, s *session) error { return r.open(ctx, s) })
 	if errors.Is(err, fs.ErrNotExist) {

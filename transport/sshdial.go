@@ -161,7 +161,7 @@ func (d *dialer) tcp(ctx context.Context, below *link, addr string) (net.Conn, e
 	case ctx.Err() != nil:
 		return nil, ctx.Err()
 	case errors.As(err, &dns) && dns.IsNotFound:
-		return nil, fault.New(nil, "host %s is not known", dns.Name).Because(errors.New(dns.Err)).Keeping("nothing was sent").
+		return nil, fault.New(nil, "host %s is not known", dns.Name).Because(dns).Keeping("nothing was sent").
 			Remedy("check the name, or give it a HostName in ~/.ssh/config")
 	case errors.As(err, &refused) && refused.Reason != ssh.ConnectionFailed:
 		return nil, fault.New(nil, "the jump host does not let us through to %s", addr).Because(err).Keeping("nothing was sent").

@@ -27,9 +27,9 @@ import (
 )
 
 // The test binary is also the programs that the scripts in testdata/script run: started as zodbrepl or repozo, it is
-// the whole command; started as grow, it writes transactions to a Data.fs as a ZODB does.
+// the whole command; started as grow, it writes transactions to a Data.fs as a ZODB does; as fakessh, it is an ssh.
 func TestMain(m *testing.M) {
-	testscript.Main(m, map[string]func(){"zodbrepl": main, "repozo": main, "grow": growMain})
+	testscript.Main(m, map[string]func(){"zodbrepl": main, "repozo": main, "grow": growMain, "fakessh": fakeSSH})
 }
 
 // The scripts read like the operator's terminal. Commands of their own:

@@ -3,8 +3,10 @@ package main
 import (
 	"bytes"
 	"encoding/json"
+	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -167,4 +169,18 @@ func TestAHostThatIsNotKnownIsAcceptedOnDemandOnly(t *testing.T) {
 	require.Contains(t, stderr, "accepted from now on")
 	_, stderr = p.run(0, "list", "-r", p.url())
 	require.Empty(t, stderr)
+}
+
+// newer is what of a repository is not in a directory yet.
+type newer struct {
+	fs.FS
+	dir string
+}
+
+func (n newer) ReadDir(name string) ([]fs.DirEntry, error) {
+	entries, err := fs.ReadDir(n.FS, name)
+	return slices.DeleteFunc(entries, func(e fs.DirEntry) bool {
+		_, err := os.Stat(filepath.Join(n.dir, e.Name()))
+		return err == nil
+	}), err
 }

@@ -16,6 +16,8 @@ var (
 	Diverged   = errors.New("divergence")                 // 5: two histories after a common position
 	Gap        = errors.New("gap")                        // 6: a piece of a chain is missing or incomplete
 	Busy       = errors.New("another run holds the lock") // 75: try again later
+
+	Unreachable = errors.New("unreachable") // 1: another host, or the line to it, failed; it may come back by itself
 )
 
 // Error is a failure told to an operator.

@@ -9,7 +9,7 @@ import (
 )
 
 func TestEveryKindHasItsExitCode(t *testing.T) {
-	for kind, code := range map[error]int{Usage: 2, Refused: 3, Unverified: 4, Diverged: 5, Gap: 6, Busy: 75} {
+	for kind, code := range map[error]int{Usage: 2, Refused: 3, Unverified: 4, Diverged: 5, Gap: 6, Busy: 75, Unreachable: 1} {
 		require.Equal(t, code, ExitCode(New(kind, "x")), kind)
 		require.Equal(t, code, ExitCode(fmt.Errorf("while backing up: %w", New(nil, "x").Because(New(kind, "y")))), kind)
 	}
