@@ -178,7 +178,7 @@ func (d *dialer) explain(err error, host *hostConfig, addr string, id *identity)
 	switch text := err.Error(); {
 	case strings.Contains(text, "unable to authenticate") || strings.Contains(text, "Too many authentication failures"):
 		return fault.New(nil, "%s does not let %s in: no usable key", addr, host.user).Because(id.story()).Keeping("nothing was sent").
-			Remedy("put the public key into ~%s/.ssh/authorized_keys there, or name the right one with IdentityFile in ~/.ssh/config; there are no passwords", host.user)
+			Remedy("put the public key into ~%s/.ssh/authorized_keys there, or name the right one with IdentityFile in ~/.ssh/config; there are no passwords. sshd's log there says more", host.user)
 	case errors.As(err, &kinds):
 		return fault.New(nil, "%s and we have no SSH algorithm in common", addr).Because(err).Keeping("nothing was sent").
 			Remedy("update the SSH server there, or use --ssh-command ssh")

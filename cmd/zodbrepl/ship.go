@@ -48,8 +48,11 @@ func shipCommand() *cli.Command {
 		},
 	}, nil, `Sends every increment that a target lacks, oldest first, manifest last, so that what is visible there is always
 complete. Half a file is gone on with. Targets are served at once; one that is slow or dead holds back no other. The
-answers of the standbys that read a target are shown; when one was promoted, this repository is closed for backups.`,
-		"zodbrepl ship -r /var/backups/zodb --to /mnt/bms2/zodb --to file:///mnt/vault/zodb", 3, 4, 5, 6, 75)
+answers of the standbys that read a target are shown; when one was promoted, this repository is closed for backups.
+
+sftp:// needs an ordinary OpenSSH server at the other side. ~/.ssh/config is honoured; keys come from the agent and from files, there are
+no passwords; the host's key must be in known_hosts. A line that is cut is tried again for a while; the next run goes on.`,
+		"zodbrepl ship -r /var/backups/zodb --to sftp://zodbship@bms2/increments --to /mnt/vault/zodb", 3, 4, 5, 6, 75)
 }
 
 func checkTargets(targets []string) error {
