@@ -121,6 +121,12 @@ func (f *filter) request(p packet) error {
 		return f.reply(statusPacket(p.id(), v.code))
 	case drop:
 		return nil
+	case late:
+		select {
+		case <-time.After(v.time):
+		case <-f.line.end:
+			return errCut
+		}
 	case hang:
 		f.line.silence()
 		<-f.line.end

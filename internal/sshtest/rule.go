@@ -4,6 +4,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync/atomic"
+	"time"
 )
 
 // Request is what a client asked. Op is "open", "write", "rename", "fstat" and so on, and for extensions "posix-rename",
@@ -24,6 +25,7 @@ type Verdict struct {
 	kind  verdictKind
 	code  uint32
 	bytes int
+	time  time.Duration
 }
 
 type verdictKind int
@@ -38,6 +40,7 @@ const (
 	short
 	lie
 	hold
+	late
 )
 
 // The verdicts. Every other request of the same connection goes on as usual, except after a cut or silence.
@@ -55,6 +58,9 @@ func Fail(code uint32) Verdict { return Verdict{kind: fail, code: code} }
 
 // Short writes only the first n bytes and fails: what OpenSSH does when the disk fills up.
 func Short(n int) Verdict { return Verdict{kind: short, bytes: n} }
+
+// Late does it after a while; what comes behind it waits as well.
+func Late(d time.Duration) Verdict { return Verdict{kind: late, time: d} }
 
 // Lie writes only the first n bytes and says that all is well.
 func Lie(n int) Verdict { return Verdict{kind: lie, bytes: n} }
