@@ -52,7 +52,7 @@ type put struct {
 	forward  *atomic.Int64
 
 	sent     int64 // that had to travel, the same bytes perhaps twice
-	safe     int64 // up to here all is as it should be, durably
+	safe     int64 // up to here all is as it should be, durably: what was read back may still be lost with the power
 	reported int64 // to progress
 }
 
@@ -92,7 +92,6 @@ func (p *put) attempt(ctx context.Context, s *session) error {
 			return err
 		}
 	}
-	p.safe = done // read back just now
 	if err := p.send(ctx, s, f, done); err != nil {
 		return err
 	}
@@ -290,8 +289,7 @@ func (f *flusher) upTo(ctx context.Context, off int64) {
 	f.poll()
 	switch {
 	case !f.s.fsync:
-		f.p.safe = off // the best that there is
-		return
+		return // nothing is safe there
 	case f.done != nil || f.err != nil || off-max(f.last, f.p.safe) < checkpoint:
 		return
 	}

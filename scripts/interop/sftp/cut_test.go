@@ -95,22 +95,20 @@ func TestALargeFileThatIsBrokenOff(t *testing.T) {
 			c.what(t, s, p, ship)
 			p.Rate(0)
 			first := ship.wait()
-			sent := int64(0)
 			if !c.dies {
 				require.Zero(t, first.code, first.stderr)
-				sent = readShipped(t, first.stdout)[0].Sent
-				t.Logf("%d bytes, %d sent twice", size, sent-size)
-				require.LessOrEqual(t, sent-size, int64(2*inFlight))
 			} else {
 				require.NotZero(t, first.code)
 				published, err := filepath.Glob(filepath.Join(s.Dir, "*.manifest"))
 				require.NoError(t, err)
 				require.Empty(t, published)
-				up := p.Up()
 				second := readShipped(t, good(t, h, to...))[0]
-				t.Logf("%d bytes, of which the second run sent %d (%d on the line) and found %d", size, second.Sent, p.Up()-up, second.Resumed)
+				t.Logf("the second run sent %d bytes, and found %d", second.Sent, second.Resumed)
 				require.Less(t, second.Sent, size-size/3+inFlight)
 			}
+			twice := p.Up() - size
+			t.Logf("%d bytes of increments; %d more went over the line: what was sent twice, small files, and what SSH needs", size, twice)
+			require.Less(t, twice, int64(inFlight+size/20))
 			m.same(s.Dir)
 			again := readShipped(t, good(t, h, to...))[0]
 			require.Zero(t, again.Sent)
