@@ -30,6 +30,10 @@ type Checker struct {
 	// OnRecord is called for every data record that counts, with the first HeadSize bytes of its data at most
 	// (nothing for a back pointer). head is valid until it returns. Optional.
 	OnRecord func(r Record, head []byte) error
+	// OnEnd is called when a transaction has been read whole, with the position after it. Optional.
+	OnEnd func(end int64) error
+	// NoHeads says that OnRecord does not want the data: head is nil then.
+	NoHeads bool
 	// StopAfter ends the run before the first transaction with a greater tid: what follows is taken, but neither
 	// looked at nor Accepted. 0 is no limit.
 	StopAfter TID
@@ -149,6 +153,9 @@ func (c *Checker) step(b []byte) error {
 		c.ext.End = c.pos + trailerSize
 		c.ext.Transactions++
 		c.expect(checkTxn, TxnHeaderSize)
+		if c.OnEnd != nil {
+			return c.OnEnd(c.ext.End)
+		}
 	}
 	return nil
 }
@@ -234,9 +241,9 @@ func (c *Checker) record(b []byte) error {
 		c.expect(checkBack, backSize)
 		return nil
 	}
-	if c.OnRecord == nil {
+	if c.OnRecord == nil || c.NoHeads {
 		c.skip = int64(c.rec.DataLen)
-		return c.afterRecord(c.rec.Pos + c.rec.RecordLen())
+		return c.recordDone(nil, c.rec.Pos+c.rec.RecordLen())
 	}
 	c.expect(checkHead, int(min(c.rec.DataLen, HeadSize)))
 	return nil

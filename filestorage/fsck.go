@@ -67,13 +67,19 @@ func (f *File) CheckFile(ctx context.Context, progress func(pos, size int64)) (H
 
 type fsck struct {
 	Health
-	file  *File
-	index *Index
-	first error // fault that did not end the reading
+	file     *File
+	index    *Index
+	first    error // fault that did not end the reading
+	progress func(pos, size int64)
+	told     int64
+	txn      pending
+	back     window // where back pointers lead
+	slow     bool   // walk all the way; in tests
 }
 
 func (c *fsck) run(ctx context.Context, progress func(pos, size int64)) (err error) {
-	c.File, c.End = c.file.name, MagicSize
+	c.File, c.End, c.progress = c.file.name, MagicSize, progress
+	c.txn.index, c.back = c.index, window{r: c.file.r, next: windowMin}
 	if c.Size, err = c.file.Size(); err != nil {
 		return err
 	}
@@ -82,20 +88,16 @@ func (c *fsck) run(ctx context.Context, progress func(pos, size int64)) (err err
 		return err
 	}
 	c.Magic = string(magic[:])
-	told := int64(0)
-	for t, err := range c.file.Transactions(MagicSize) {
-		if err == nil {
-			err = ctx.Err()
-		}
-		if err == nil {
-			err = c.transaction(t)
+	// What the stream does not take is looked at again, with all the care that a live file needs.
+	for more := true; more; {
+		if !c.slow {
+			err = c.stream(ctx)
 		}
 		if err != nil {
 			return err
 		}
-		if progress != nil && c.End-told > 1<<20 {
-			told = c.End
-			progress(c.End, max(c.Size, c.End))
+		if more, err = c.walk(ctx); err != nil {
+			return err
 		}
 	}
 	// What was committed since the iteration ended is left for the next check.
@@ -114,63 +116,123 @@ func (c *fsck) run(ctx context.Context, progress func(pos, size int64)) (err err
 	return nil
 }
 
-func (c *fsck) transaction(t Transaction) error {
+// errNotStreamed ends the stream before a transaction that it does not take.
+var errNotStreamed = errors.New("left to the walk")
+
+// stream reads on from End as fast as it can, and ends before what is not a transaction that counts with all its records:
+// the end of the file, one that is being written, one that is undone, damage.
+func (c *fsck) stream(ctx context.Context) error {
+	size, err := c.file.Size()
+	if err != nil {
+		return err
+	}
+	var h TxnHeader
+	var failed error
+	check := NewChecker(c.file.name, c.End)
+	check.NoHeads = true
+	check.OnTransaction = func(pos int64, head TxnHeader) error {
+		if head.Status == StatusUndone {
+			return errNotStreamed
+		}
+		h = head
+		c.txn.begin(pos, h)
+		return nil
+	}
+	check.OnRecord = func(r Record, _ []byte) error {
+		c.txn.add(r)
+		return nil
+	}
+	check.OnEnd = func(end int64) error {
+		failed = c.transaction(h, end)
+		return failed
+	}
+	for b, err := range c.file.blocks(ctx, c.End, size) {
+		if err == nil {
+			_, err = check.Write(b)
+		}
+		if err != nil {
+			break
+		}
+	}
+	return errors.Join(failed, ctx.Err())
+}
+
+// walk reads on from End transaction by transaction, for a while, and until one has come that the stream takes: then there
+// may be more.
+func (c *fsck) walk(ctx context.Context) (more bool, err error) {
+	enough := c.End + blockCount*blockSize
+	for t, err := range c.file.Transactions(c.End) {
+		if err == nil {
+			err = ctx.Err()
+		}
+		if err != nil {
+			return false, err
+		}
+		c.txn.begin(t.Pos, t.TxnHeader)
+		for rec, err := range t.Records() {
+			if err != nil {
+				return false, err
+			}
+			c.txn.add(rec)
+		}
+		if err := c.transaction(t.TxnHeader, t.End()); err != nil {
+			return false, err
+		}
+		if t.Status != StatusUndone && c.End >= enough && !c.slow {
+			return true, nil
+		}
+	}
+	return false, nil
+}
+
+// transaction judges one that has been read whole; its records are pending.
+func (c *fsck) transaction(h TxnHeader, end int64) error {
 	if c.Transactions == 0 {
-		c.FirstTID = t.TID
-	} else if t.TID <= c.LastTID {
+		c.FirstTID = h.TID
+	} else if h.TID <= c.LastTID {
 		c.Reversed++
 		c.fault("nothing is lost, but this file cannot be packed: a clock went back. Copy it to a new file with ZODB's copyTransactionsFrom",
-			t.Pos, t.TID, "the tid is not greater than that of the transaction before, %s", c.LastTID)
+			c.txn.pos, h.TID, "the tid is not greater than that of the transaction before, %s", c.LastTID)
 	}
-	if t.Status == StatusPacked {
+	if h.Status == StatusPacked {
 		c.Packed++
 	}
-	type entry struct {
-		oid OID
-		pos int64
-	}
-	var entries []entry
-	for rec, err := range t.Records() {
-		if err != nil {
-			return err
-		}
+	for _, r := range c.txn.records {
 		c.Records++
-		if err := c.record(t, rec); err != nil {
-			return err
-		}
-		entries = append(entries, entry{rec.OID, rec.Pos})
-	}
-	if t.Status != StatusUndone { // whose records do not count
-		for _, e := range entries {
-			c.index.Set(e.oid, e.pos)
+		if r.DataLen == 0 {
+			if err := c.pointer(r, h.TID); err != nil {
+				return err
+			}
 		}
 	}
-	c.LastTID, c.End = t.TID, t.End()
+	if h.Status != StatusUndone { // whose records do not count
+		c.txn.settle()
+		c.PrevMismatches = c.txn.mismatches
+	}
+	c.LastTID, c.End = h.TID, end
 	c.Transactions++
+	if c.progress != nil && c.End-c.told > 1<<20 {
+		c.told = c.End
+		c.progress(c.End, max(c.Size, c.End))
+	}
 	return nil
 }
 
-func (c *fsck) record(t Transaction, rec Record) error {
-	prev, _ := c.index.Get(rec.OID)
-	if uint64(prev) != rec.Prev && t.Status != StatusUndone && !(t.Status == StatusPacked && rec.Prev == 0) {
-		c.PrevMismatches++
-	}
-	switch {
-	case rec.DataLen != 0:
-		return nil
-	case rec.Back == 0:
+// pointer judges a record without data.
+func (c *fsck) pointer(rec Record, tid TID) error {
+	if rec.Back == 0 {
 		c.Deletions++
 		return nil
 	}
 	c.BackPointers++
-	target, err := c.file.RecordAt(int64(rec.Back))
+	target, err := c.file.recordAt(&c.back, int64(rec.Back))
 	switch {
 	case isCorrupt(err):
-		c.fault("", rec.Pos, t.TID, "oid %s: the back pointer leads to %d, where no data record is", rec.OID, rec.Back)
+		c.fault("", rec.Pos, tid, "oid %s: the back pointer leads to %d, where no data record is", rec.OID, rec.Back)
 	case err != nil:
 		return err
 	case target.OID != rec.OID:
-		c.fault("", rec.Pos, t.TID, "oid %s: the back pointer leads to %d, a record of oid %s", rec.OID, rec.Back, target.OID)
+		c.fault("", rec.Pos, tid, "oid %s: the back pointer leads to %d, a record of oid %s", rec.OID, rec.Back, target.OID)
 	}
 	return nil
 }

@@ -133,52 +133,32 @@ func isCorrupt(err error) bool {
 //
 // It fails with a *CorruptError, with a *ShrunkError when f ends before to, and with the error of ctx.
 func (f *File) ExtendIndex(ctx context.Context, x *Index, from, to int64, progress func(pos int64)) (prevMismatches int64, err error) {
-	type entry struct {
-		oid OID
-		pos int64
-	}
-	var pending []entry // of the transaction being read
-	flush := func() {
-		for _, e := range pending {
-			x.Set(e.oid, e.pos)
-		}
-		pending = pending[:0]
-	}
+	p := pending{index: x}
 	c := NewChecker(f.name, from)
-	packed := false
-	c.OnTransaction = func(_ int64, h TxnHeader) error {
-		flush()
-		packed = h.Status == StatusPacked
+	c.NoHeads = true
+	c.OnTransaction = func(pos int64, h TxnHeader) error {
+		p.begin(pos, h)
 		return nil
 	}
 	c.OnRecord = func(r Record, _ []byte) error {
-		prev, _ := x.Get(r.OID)
-		if uint64(prev) != r.Prev && !(packed && r.Prev == 0) {
-			prevMismatches++
-		}
-		pending = append(pending, entry{r.OID, r.Pos})
+		p.add(r)
 		return nil
 	}
-	buf := make([]byte, 1<<20)
-	for pos := from; pos < to; {
-		if err := ctx.Err(); err != nil {
-			return prevMismatches, err
-		}
-		b := buf[:min(int64(len(buf)), to-pos)]
-		if err := f.readFull(b, pos); err != nil {
-			return prevMismatches, err
+	c.OnEnd = func(int64) error {
+		p.settle()
+		return nil
+	}
+	for b, err := range f.blocks(ctx, from, to) {
+		if err != nil {
+			return p.mismatches, err
 		}
 		_, err := c.Write(b)
-		pos += int64(len(b))
-		if c.state == checkTxn { // the last transaction has been read to its end
-			flush()
-		}
 		if progress != nil {
 			progress(c.Extent().End)
 		}
 		if err != nil {
-			return prevMismatches, err
+			return p.mismatches, err
 		}
 	}
-	return prevMismatches, c.Close()
+	return p.mismatches, c.Close()
 }

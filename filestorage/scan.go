@@ -80,7 +80,11 @@ func (f *File) record(w *window, pos int64) (rec Record, err error) {
 
 // RecordAt reads the header of the data record at pos. Only what the record says of itself is checked.
 func (f *File) RecordAt(pos int64) (Record, error) {
-	rec, err := f.record(&window{r: f.r, next: windowMin}, pos)
+	return f.recordAt(&window{r: f.r, next: windowMin}, pos)
+}
+
+func (f *File) recordAt(w *window, pos int64) (Record, error) {
+	rec, err := f.record(w, pos)
 	if errors.Is(err, io.ErrUnexpectedEOF) {
 		return rec, f.corrupt(pos, 0, "no data record of FileStorage: the file ends before it does")
 	}
