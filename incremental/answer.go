@@ -5,6 +5,8 @@ import (
 	"encoding/json"
 	"fmt"
 	"hash/fnv"
+	"io/fs"
+	"slices"
 	"strings"
 	"time"
 
@@ -65,12 +67,17 @@ func ReadAnswers(ctx context.Context, src Source) (answers []Answer, problems []
 	if err != nil {
 		return nil, nil, err
 	}
-	for _, e := range entries {
-		if !strings.HasSuffix(e.Name(), answerExt) || !e.Type().IsRegular() {
+	entries = slices.DeleteFunc(entries, func(e fs.DirEntry) bool { return !e.Type().IsRegular() })
+	return answersAmong(ctx, src, namesOf(entries))
+}
+
+func answersAmong(ctx context.Context, src Source, names []string) (answers []Answer, problems []Problem, err error) {
+	for _, name := range names {
+		if !strings.HasSuffix(name, answerExt) {
 			continue
 		}
 		var a Answer
-		b, err := readSmall(ctx, src, e.Name(), maxAnswer)
+		b, err := readSmall(ctx, src, name, maxAnswer)
 		if err == nil {
 			err = json.Unmarshal(b, &a)
 		}
@@ -78,7 +85,7 @@ func ReadAnswers(ctx context.Context, src Source) (answers []Answer, problems []
 			return nil, nil, ctx.Err()
 		}
 		if err != nil {
-			problems = append(problems, Problem{e.Name(), err})
+			problems = append(problems, Problem{name, err})
 			continue
 		}
 		answers = append(answers, a)

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"slices"
+	"time"
 
 	"zodbrepl/filestorage"
 	"zodbrepl/internal/fault"
@@ -89,6 +90,9 @@ func (b *backup) permitted(ctx context.Context) error {
 	if len(stamps) > 0 {
 		m, err := b.repo.manifest(ctx, stamps[len(stamps)-1])
 		if err == nil {
+			if err := b.superseded(ctx, m.Lineage); err != nil {
+				return err
+			}
 			return b.mayContinue(incrementOf(m, nil))
 		}
 		if ctx.Err() != nil {
@@ -96,7 +100,54 @@ func (b *backup) permitted(ctx context.Context) error {
 		}
 	}
 	b.epoch = max(b.Epoch, 1)
+	if err := b.superseded(ctx, b.Lineage); err != nil {
+		return err
+	}
 	return b.fenced()
+}
+
+// superseded refuses when a file beside the increments tells of another master: an offer that was made here, or the
+// answer of a host that was promoted and has written no increment yet.
+func (b *backup) superseded(ctx context.Context, lineage string) error {
+	offers, err := offersAmong(ctx, b.Repository, b.repo.names)
+	if err != nil {
+		return err
+	}
+	node := max(b.Epoch, 1)
+	if o, ok := openOffer(offers, node); ok {
+		return o.refuse(b.Repository)
+	}
+	answers, _, err := answersAmong(ctx, b.Repository, b.repo.names)
+	if err != nil {
+		return err
+	}
+	for _, a := range answers {
+		switch own := b.Promotions.Last(); {
+		case lineage != "" && a.Lineage != lineage:
+		case a.Epoch > node:
+			return Fence{Lineage: a.Lineage, Epoch: a.Epoch, Where: "the answer of " + a.Data + " on host " + a.Host, Seen: a.Updated}.Check(b.Repository, node)
+		case a.Epoch == node && a.Role == "promoted" && a.Promotion.ID != "" && own.ID != "" && a.Promotion.ID != own.ID:
+			return splitBrain(b.Repository, a.Host, node)
+		}
+	}
+	return nil
+}
+
+// refuse says that the master of the repository in dir has handed over.
+func (o Offer) refuse(dir Dir) error {
+	e := fault.New(fault.Refused, "repository %s: this master has offered to hand over to %s since %s (increment %s)", dir, o.Successor, o.Created.UTC().Format(time.RFC3339), o.Stamp).
+		Keeping("nothing was backed up")
+	if o.State == Taken {
+		e.What = fmt.Sprintf("repository %s: this master has handed over to %s (increment %s, epoch %d)", dir, o.Successor, o.Stamp, o.Epoch)
+		return e.Remedy("finish here, where the handover was begun: zodbrepl handover with the same options; no ZEO server may run on this Data.fs")
+	}
+	return e.Remedy("go on with it: zodbrepl handover with the same options; or take it back: the same with --cancel")
+}
+
+func splitBrain(dir Dir, host string, epoch int) error {
+	return fault.New(fault.Diverged, "repository %s: host %s was promoted to epoch %d as well as this one: two masters", dir, host, epoch).
+		Keeping("nothing was written").
+		Remedy("decide which of the two is the master and stop ZEO and the backups on the other; see \"Split brain\" in docs/operations.md")
 }
 
 // mayContinue refuses to write after last into a history that is not this node's.
@@ -109,6 +160,9 @@ func (b *backup) mayContinue(last Increment) error {
 	node := max(b.Epoch, 1)
 	if m.Epoch > node {
 		return Fence{Lineage: m.Lineage, Epoch: m.Epoch, Where: "increment " + last.File + " of host " + m.Host, Seen: m.Created}.Check(b.Repository, node)
+	}
+	if m.Epoch == node && len(m.Promotions) > 0 && len(b.Promotions) > 0 && m.Promotions.Last().ID != b.Promotions.Last().ID {
+		return splitBrain(b.Repository, m.Host, node)
 	}
 	b.epoch = node
 	return b.fenced()

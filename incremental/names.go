@@ -12,6 +12,8 @@ import "strings"
 //	<stamp>.manifest           of the increment with that stamp
 //	zodbrepl.lock              flock'ed by the run that changes the repository
 //	zodbrepl.fence             a higher epoch that was seen elsewhere
+//	<stamp>.handover           an offer to hand over after that increment; -taken, -withdrawn: what became of it
+//	<host>.<hash>.standby      a standby's answer
 //	*.tmp                      what a run that died left; the next one removes it
 //	*.unpublished              an increment that is not what it should be, set aside; for people to remove
 const (
@@ -82,6 +84,12 @@ func isOurs(name string) bool {
 		return true
 	}
 	return isData
+}
+
+// IsNews says whether a file of that name tells a standby something when it appears: an increment, or a handover.
+func IsNews(name string) bool {
+	s, ok := stampOf(name)
+	return ok && (name == ManifestName(s) || name == handoverName(s, Offered))
 }
 
 // StampOfManifest returns the stamp in the name of a manifest.

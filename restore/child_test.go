@@ -49,6 +49,12 @@ func TestChild(t *testing.T) {
 		_, err = Watch(context.Background(), WatchOptions{Source: incremental.Dir(c.Source), Data: c.Data, Once: true, crash: crash})
 	case "rejoin":
 		_, err = Rejoin(context.Background(), RejoinOptions{Source: incremental.Dir(c.Source), Data: c.Data, crash: crash})
+	case "accept":
+		_, err = Watch(context.Background(), WatchOptions{Source: incremental.Dir(c.Source), Data: c.Data, Once: true, AcceptHandover: true, crash: crash})
+	case "handover":
+		o := handingOver(c.Data, incremental.Dir(c.Repository), incremental.Dir(c.Source))
+		o.crash = crash
+		_, err = HandOver(context.Background(), o)
 	case "promote":
 		_, err = Promote(context.Background(), PromoteOptions{Source: incremental.Dir(c.Source), Data: c.Data, crash: crash})
 	}

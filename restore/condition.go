@@ -17,6 +17,7 @@ const (
 	conditionDiverged  = "divergence"
 	conditionNoSource  = "source-unreadable"
 	conditionUnwritten = "failed"
+	conditionHanded    = "handed-over" // to another host; watch has not been started here yet
 )
 
 func conditionOf(err error) Condition {

@@ -389,12 +389,14 @@ func (r *records) count(part string) (n int) {
 
 // child is what a second process is to do. See TestChild.
 type child struct {
-	Do      string // "watch", "promote", "rejoin", "lock"
-	Data    string
-	Source  string
-	Kill    string // the point at which it kills itself
-	Nth     int    // the how manieth time it comes there
-	MaxFile uint64 // no file may grow beyond so many bytes, when not 0
+	Do     string // "watch", "promote", "rejoin", "lock", "accept", "handover"
+	Data   string
+	Source string
+	// Repository is a master's.
+	Repository string
+	Kill       string // the point at which it kills itself
+	Nth        int    // the how manieth time it comes there
+	MaxFile    uint64 // no file may grow beyond so many bytes, when not 0
 }
 
 const childEnv = "ZODBREPL_RESTORE_CHILD"

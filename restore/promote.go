@@ -75,7 +75,9 @@ func Promote(ctx context.Context, o PromoteOptions) (PromoteResult, error) {
 		return PromoteResult{}, err
 	}
 	if ok && st.Role == Promoted {
-		return already(o.Data, st), o.run(ctx)
+		// A run that died may not have told of it.
+		(&standby{data: o.Data, state: st, log: o.Log, now: o.Now}).announce(ctx, o.Source, o.Tell)
+		return already(o.Data, st), startZEO(ctx, o.Data, o.Exec)
 	}
 	if !ok && o.Source == nil {
 		return PromoteResult{}, fault.New(nil, "%s is no standby: there is no %s", o.Data, statePath(o.Data)).
@@ -86,7 +88,7 @@ func Promote(ctx context.Context, o PromoteOptions) (PromoteResult, error) {
 	if err != nil {
 		return res, err
 	}
-	return res, o.run(ctx)
+	return res, startZEO(ctx, o.Data, o.Exec)
 }
 
 func (o PromoteOptions) promote(ctx context.Context) (res PromoteResult, err error) {
@@ -127,34 +129,47 @@ func (o PromoteOptions) promote(ctx context.Context) (res PromoteResult, err err
 		return res, err
 	}
 	s.at("indexed")
-	st := s.state
-	host, err := os.Hostname()
+	branch, handed, err := o.succession(ctx, s, epoch)
 	if err != nil {
 		return res, err
 	}
-	st.Role, st.Epoch = Promoted, max(st.Epoch, epoch)+1
-	st.Promotions = st.Promotions.With(incremental.Promotion{Epoch: st.Epoch, ID: incremental.NewPromotionID(), Host: host,
-		Time: o.Now().UTC(), Stamp: st.Applied.Stamp, Position: st.Applied.Position, LastTID: st.Applied.LastTID})
-	st.Promotion = &Promotion{Time: o.Now().UTC(), Host: host, LastTID: st.Applied.LastTID, Missing: missing}
-	st.Condition = Condition{Name: string(Promoted), Since: o.Now().UTC()}
-	if err := st.write(s.data); err != nil {
+	if err := s.become(branch, Promotion{Missing: missing, Handover: handed}); err != nil {
 		return res, err
+	}
+	s.announce(ctx, o.Source, o.Tell)
+	res = promoted(o.Data, s.state)
+	res.Applied = applied
+	return res, nil
+}
+
+// become makes the node the master by the last promotion of branch, with one write.
+func (s *standby) become(branch incremental.Branch, p Promotion) error {
+	st := s.state
+	last := branch.Last()
+	st.Role, st.Epoch, st.Promotions, st.Offer = Promoted, last.Epoch, branch, nil
+	p.Time, p.Host, p.LastTID = s.now().UTC(), last.Host, st.Applied.LastTID
+	st.Promotion = &p
+	st.Condition = Condition{Name: string(Promoted), Since: p.Time}
+	if err := st.write(s.data); err != nil {
+		return err
 	}
 	s.state = st
 	s.at("promoted")
-	if o.Tell != nil {
-		a := answerOf(o.Data, st)
-		a.Updated = o.Now().UTC()
-		tctx, cancel := context.WithTimeout(ctx, tellTimeout) // ZEO should not have to wait for a dead line
-		err := o.Tell(tctx, a)
-		cancel()
-		if err != nil {
-			o.Log.Warn("the source could not be told of the promotion: its master will learn it from the first backup of this host", "source", o.Source, "cause", err)
-		}
+	return nil
+}
+
+// announce tells the source that the node is the master.
+func (s *standby) announce(ctx context.Context, src incremental.Source, tell func(context.Context, incremental.Answer) error) {
+	if tell == nil {
+		return
 	}
-	res = promoted(o.Data, st)
-	res.Applied = applied
-	return res, nil
+	a := answerOf(s.data, s.state)
+	a.Updated = s.now().UTC()
+	ctx, cancel := context.WithTimeout(ctx, tellTimeout) // ZEO should not have to wait for a dead line
+	defer cancel()
+	if err := tell(ctx, a); err != nil {
+		s.log.Warn("the source could not be told of the promotion: its master will learn it from the first backup of this host", "source", src, "cause", err)
+	}
 }
 
 // drain applies what is complete. What cannot be applied is returned as missing, and the highest epoch that was seen.
@@ -195,6 +210,18 @@ func (o PromoteOptions) drain(ctx context.Context, s *standby) (applied int, mis
 	for _, a := range answers {
 		if a.Lineage == s.state.Lineage {
 			epoch = max(epoch, a.Epoch)
+		}
+	}
+	offers, err := incremental.ReadOffers(ctx, o.Source)
+	if ctx.Err() != nil {
+		return applied, missing, 0, ctx.Err()
+	}
+	if err != nil {
+		missing = append(missing, Missing{Why: err.Error()})
+	}
+	for _, f := range offers {
+		if f.Lineage == s.state.Lineage && f.State != incremental.Withdrawn && f.Successor != answerOf(o.Data, s.state).Name() {
+			epoch = max(epoch, f.Epoch)
 		}
 	}
 	for _, m := range ms {
@@ -241,16 +268,16 @@ func promoted(data string, st State) PromoteResult {
 	return res
 }
 
-// run starts what the operator asked for.
-func (o PromoteOptions) run(ctx context.Context) error {
-	if o.Exec == "" {
+// startZEO runs the command that the operator gave for it.
+func startZEO(ctx context.Context, data, command string) error {
+	if command == "" {
 		return nil
 	}
-	cmd := exec.CommandContext(ctx, "/bin/sh", "-c", o.Exec)
-	cmd.Env = append(os.Environ(), "ZODBREPL_DATA="+o.Data)
+	cmd := exec.CommandContext(ctx, "/bin/sh", "-c", command)
+	cmd.Env = append(os.Environ(), "ZODBREPL_DATA="+data)
 	cmd.Stdout, cmd.Stderr = os.Stderr, os.Stderr // stdout is for the result
 	if err := cmd.Run(); err != nil {
-		return fault.New(nil, "%s is promoted, but the command failed: %s", o.Data, o.Exec).Because(err).
+		return fault.New(nil, "%s is promoted, but the command failed: %s", data, command).Because(err).
 			Keeping("the promotion stands").Remedy("start the ZEO server by hand")
 	}
 	return nil

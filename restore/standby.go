@@ -22,7 +22,9 @@ type standby struct {
 	lock  *filestorage.Lock
 	osf   *os.File // nil when there is no Data.fs yet
 	file  *filestorage.File
-	found int64 // size of a Data.fs of which only a part of a full is known, in bytes
+	// offers: where it stands, the source was last seen to hold an offer to hand over.
+	offers bool
+	found  int64 // size of a Data.fs of which only a part of a full is known, in bytes
 
 	index      *filestorage.Index // of Data.fs up to the position; nil when not needed yet
 	indexSaved bool               // Data.fs.index is as good

@@ -44,6 +44,8 @@ type State struct {
 	Applied    Applied            `json:"applied"`
 	// Next is what is being applied: a run that died may have done a part of it.
 	Next *Applied `json:"next,omitempty"`
+	// Offer is the promotions of a handover that this node may have taken: a run that died, or a broken line, hides it.
+	Offer incremental.Branch `json:"offer,omitempty"`
 	// Condition is how following stands; Since when.
 	Condition Condition  `json:"condition"`
 	Promotion *Promotion `json:"promotion,omitempty"`
@@ -76,6 +78,8 @@ type Promotion struct {
 	Host    string          `json:"host"`
 	LastTID filestorage.TID `json:"last_tid"`
 	Missing []Missing       `json:"missing"` // what is known not to have been applied
+	// Handover says that the master handed over: nothing is missing.
+	Handover bool `json:"handover,omitempty"`
 }
 
 // Missing is an increment that could not be applied, or a source that could not be read, and why.

@@ -27,6 +27,10 @@ type WatchOptions struct {
 	Hint string
 	// RefuseIfAddress lists IP addresses that only a master may have.
 	RefuseIfAddress []string
+	// AcceptHandover says that the node becomes the master when its master hands over to it; Exec is then given to the
+	// shell, to start ZEO.
+	AcceptHandover bool
+	Exec           string
 	// Tell sends the answer back to where the increments come from. Optional.
 	Tell func(context.Context, incremental.Answer) error
 	// Health, when set, tells others how the watch stands while it runs.
@@ -48,6 +52,8 @@ const rolePoll = 200 * time.Millisecond
 type WatchResult struct {
 	Increments int   `json:"increments"` // applied by this run
 	State      State `json:"state"`
+	// TookOver says that the master handed over to this node, which is the master now.
+	TookOver bool `json:"took_over,omitempty"`
 }
 
 // Watch follows the source with the Data.fs until ctx is done, which is no error, or once. It holds ZODB's lock on
@@ -98,7 +104,10 @@ func Watch(ctx context.Context, o WatchOptions) (WatchResult, error) {
 			err = context.Cause(inner) // a promotion
 		}
 	}
-	return WatchResult{Increments: w.applied, State: w.standby.state}, errors.Join(err, ended)
+	if w.tookOver {
+		err = w.master(ctx)
+	}
+	return WatchResult{Increments: w.applied, State: w.standby.state, TookOver: w.tookOver}, errors.Join(err, ended)
 }
 
 type watcher struct {
@@ -106,8 +115,10 @@ type watcher struct {
 	standby *standby
 	reading incremental.Source // Source, its progress being told
 	applied int
-	told    incremental.Answer
-	logged  Condition
+	// tookOver: the master has handed over to this node.
+	tookOver bool
+	told     incremental.Answer
+	logged   Condition
 	// unrecorded is why the condition could not be written, as it was logged.
 	unrecorded string
 }
@@ -135,6 +146,12 @@ func (w *watcher) run(ctx context.Context) error {
 			return errors.Join(err, w.note(ctx, err))
 		}
 		err := w.look(ctx)
+		if err == nil {
+			err = w.takeOver(ctx)
+		}
+		if w.tookOver {
+			return err
+		}
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
@@ -194,7 +211,7 @@ func (w *watcher) hints() (<-chan fsnotify.Event, func()) {
 	hints := make(chan fsnotify.Event, 1)
 	go func() {
 		for e := range n.Events {
-			if _, ok := incremental.StampOfManifest(filepath.Base(e.Name)); !ok || !e.Has(fsnotify.Create) {
+			if !e.Has(fsnotify.Create) || !incremental.IsNews(filepath.Base(e.Name)) {
 				continue
 			}
 			select {
@@ -265,6 +282,7 @@ func (w *watcher) tell(ctx context.Context) {
 		return
 	}
 	a := answerOf(w.Data, w.standby.state)
+	a.Accepts = w.AcceptHandover
 	if a == w.told {
 		return
 	}

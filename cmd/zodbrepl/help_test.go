@@ -15,15 +15,16 @@ import (
 
 // required are the options that a command cannot do without, with values.
 var required = map[string][]string{
-	"backup":  {"--file=missing.fs", "--repository=missing"},
-	"ship":    {"--repository=missing", "--to=missing-too"},
-	"watch":   {"--from=missing", "--data=missing.fs"},
-	"promote": {"--data=missing.fs"},
-	"rejoin":  {"--data=missing.fs", "--from=missing"},
-	"status":  {"--data=missing.fs"},
-	"recover": {"--repository=missing", "--output=missing.fs"},
-	"verify":  {"--repository=missing"},
-	"list":    {"--repository=missing"},
+	"backup":   {"--file=missing.fs", "--repository=missing"},
+	"ship":     {"--repository=missing", "--to=missing-too"},
+	"watch":    {"--from=missing", "--data=missing.fs"},
+	"promote":  {"--data=missing.fs"},
+	"handover": {"--data=missing.fs", "--repository=missing"},
+	"rejoin":   {"--data=missing.fs", "--from=missing"},
+	"status":   {"--data=missing.fs"},
+	"recover":  {"--repository=missing", "--output=missing.fs"},
+	"verify":   {"--repository=missing"},
+	"list":     {"--repository=missing"},
 }
 
 // commands are those of zodbrepl's own; repozo has the options and the exit codes of repozo.

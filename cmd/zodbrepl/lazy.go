@@ -67,6 +67,26 @@ func (s *lazySource) Open(ctx context.Context, name string) (io.ReadCloser, erro
 	return t.Open(ctx, name)
 }
 
+// Rename implements incremental.Place.
+func (s *lazySource) Rename(ctx context.Context, from, to string) error {
+	t, done, err := s.open(ctx)
+	if err != nil {
+		return err
+	}
+	defer done()
+	return t.Rename(ctx, from, to)
+}
+
+// WriteFile implements incremental.Place.
+func (s *lazySource) WriteFile(ctx context.Context, name string, content []byte) error {
+	t, done, err := s.open(ctx)
+	if err != nil {
+		return err
+	}
+	defer done()
+	return transport.WriteFile(ctx, t, name, content)
+}
+
 // tell sends the standby's answer there.
 func (s *lazySource) tell(ctx context.Context, a incremental.Answer) error {
 	t, done, err := s.open(ctx)

@@ -60,7 +60,7 @@ func newApp(stdout, stderr io.Writer) *cli.App {
 		ExitErrHandler:            func(*cli.Context, error) {},
 		OnUsageError:              usageError,
 		Commands: []*cli.Command{
-			backupCommand(), shipCommand(), watchCommand(), promoteCommand(), rejoinCommand(), statusCommand(),
+			backupCommand(), shipCommand(), watchCommand(), promoteCommand(), handoverCommand(), rejoinCommand(), statusCommand(),
 			recoverCommand(), verifyCommand(), listCommand(),
 			inspectCommand(), diffCommand(), checkFSCommand(), indexCommand(), repozoCommand(), versionCommand(),
 		},

@@ -47,6 +47,7 @@ func TestMain(m *testing.M) {
 //	lock FILE                  takes ZODB's lock on a Data.fs, as a running server has it, until the script ends
 //	vote FILE                  leaves a transaction in flight
 //	glob VAR PATTERN           sets VAR to the only match
+//	waitfor DIR REGEXP         waits until a standby's answer in DIR matches
 //	code N COMMAND...          the command ends with the exit code N
 func TestScripts(t *testing.T) {
 	testscript.Run(t, testscript.Params{
@@ -63,7 +64,7 @@ func TestScripts(t *testing.T) {
 			"contents": func(ts *testscript.TestScript, _ bool, args []string) { cmdSum(ts, args, false) },
 			"cmpbytes": cmdCompare, "prefix": cmdPrefix,
 			"flip": cmdFlip, "cut": cmdCut, "sub": cmdSub,
-			"isjson": cmdJSON, "tids": cmdTIDs, "lock": cmdLock, "vote": cmdVote, "glob": cmdGlob, "code": cmdCode,
+			"isjson": cmdJSON, "tids": cmdTIDs, "lock": cmdLock, "vote": cmdVote, "glob": cmdGlob, "code": cmdCode, "waitfor": cmdWaitFor,
 		},
 	})
 }
@@ -265,6 +266,22 @@ func cmdCode(ts *testscript.TestScript, neg bool, args []string) {
 	if got != code {
 		ts.Fatalf("exit code %d, should be %d", got, code)
 	}
+}
+
+func cmdWaitFor(ts *testscript.TestScript, neg bool, args []string) {
+	want(ts, neg, len(args) == 2, "waitfor DIR REGEXP")
+	re, err := regexp.Compile(args[1])
+	ts.Check(err)
+	for deadline := time.Now().Add(time.Minute); time.Now().Before(deadline); time.Sleep(10 * time.Millisecond) {
+		found, err := filepath.Glob(filepath.Join(ts.MkAbs(args[0]), "*.standby"))
+		ts.Check(err)
+		for _, path := range found {
+			if b, err := os.ReadFile(path); err == nil && re.Match(b) {
+				return
+			}
+		}
+	}
+	ts.Fatalf("no answer in %s matches %s", args[0], args[1])
 }
 
 // growMain writes transactions to a Data.fs:

@@ -7,6 +7,7 @@ import (
 
 	"github.com/urfave/cli/v2"
 
+	"zodbrepl/internal/fault"
 	"zodbrepl/restore"
 	"zodbrepl/transport"
 )
@@ -21,6 +22,8 @@ func watchCommand() *cli.Command {
 			&cli.BoolFlag{Name: "once", Usage: "apply what there is, then end"},
 			&cli.DurationFlag{Name: "interval", Usage: "the `TIME` between two looks at the directory", Value: restore.DefaultInterval},
 			&cli.StringSliceFlag{Name: "refuse-if-address", Usage: "refuse while this host has the IP `ADDRESS`, which is the master's; may be repeated"},
+			&cli.BoolFlag{Name: "accept-handover", Usage: "become the master when its master hands over to this standby"},
+			&cli.StringFlag{Name: "exec", Usage: "shell `COMMAND` that starts the ZEO server then"},
 			jsonFlag, verboseFlag,
 		), healthFlags()...),
 		Action: watchAction,
@@ -30,6 +33,9 @@ Meanwhile it holds ZODB's lock, so that no ZEO server opens the file for writing
 It refuses to start, and stops when running, if the node was promoted, if another process holds the lock, if Data.fs is
 not what was applied, if this host has the master's address, or if a stale master is still writing. A gap or a damaged
 increment does not stop it: zodbrepl status names it. SIGTERM ends it cleanly; it writes Data.fs.index then.
+
+With --accept-handover it becomes the master when the master runs zodbrepl handover: on exactly the last increment it
+records the role, gives back the lock, runs COMMAND and ends, with 3 as always when a node is promoted, or with 0 after --once.
 
 With --http it answers GET /healthz: 200 when it had all that the directory has not longer than --max-lag ago, 503 and the
 reason otherwise; and GET /role: the role, or with ?is=standby 200 or 503. Nothing answers any more once it has ended,
@@ -44,6 +50,9 @@ func watchAction(c *cli.Context) error {
 	}
 	if err := transport.CheckTarget(c.String("from")); err != nil {
 		return err
+	}
+	if c.String("exec") != "" && !c.Bool("accept-handover") {
+		return fault.New(fault.Usage, "watch: --exec goes with --accept-handover").Keeping("nothing was done").Remedy("zodbrepl watch --help")
 	}
 	data, err := filepath.Abs(c.String("data"))
 	if err != nil {
@@ -73,6 +82,7 @@ func watchAction(c *cli.Context) error {
 	res, err := restore.Watch(c.Context, restore.WatchOptions{
 		Source: source, Data: data, Once: once, Interval: c.Duration("interval"),
 		Hint: transport.LocalDir(c.String("from")), RefuseIfAddress: c.StringSlice("refuse-if-address"),
+		AcceptHandover: c.Bool("accept-handover"), Exec: c.String("exec"),
 		Tell: source.tell, Log: log, Health: health,
 	})
 	ended(err)
@@ -85,6 +95,9 @@ func watchAction(c *cli.Context) error {
 	return quietly(c, res, func(w io.Writer) {
 		fmt.Fprintf(w, "%d increments applied; at position %d, transaction %s (%s)\n", res.Increments,
 			res.State.Applied.Position, res.State.Applied.LastTID, timeText(res.State.Applied.LastTID.Time()))
+		if res.TookOver {
+			fmt.Fprintf(w, "the master has handed over: this node is the master now, in epoch %d\n", res.State.Epoch)
+		}
 	})
 }
 
