@@ -26,9 +26,9 @@ from BTrees.OOBTree import OOBTree
 from persistent.mapping import PersistentMapping
 from ZODB.FileStorage import FileStorage
 
-NEW_SHARE = 0.6  # of the edits that write a new page; the others change one
-AGAIN_SHARE = 0.2  # of the others: the page that was edited just before, as editors do
-IMAGE_SHARE = 0.045  # of the edits that upload one
+NEW_SHARE = 0.5  # of the edits that write a new page; the others change one
+AGAIN_SHARE = 0.25  # of the others: the page that was edited just before, as editors do
+IMAGE_SHARE = 0.037  # of the edits that upload one
 IMAGE_CHUNK = 1 << 16  # bytes of a persistent part of an image
 WORDS_INDEXED = 6  # of an edit
 PARAGRAPH = '<p class="documentDescription">'

@@ -34,12 +34,13 @@ class Contender:
 
     def __init__(self, argv, before=lambda: None, read=None):
         self.argv, self.before, self.read = argv, before, read
-        self.seconds, self.memory = [], 0
+        self.seconds, self.cpu, self.memory = [], [], 0
 
     def run(self, scratch):
         self.before()
-        seconds, memory, out = timed(self.argv, scratch)
+        seconds, cpu, memory, out = timed(self.argv, scratch)
         self.seconds.append(self.read(out) if self.read else seconds)
+        self.cpu.append(cpu)
         self.memory = max(self.memory, memory)
 
     @property
@@ -48,7 +49,7 @@ class Contender:
 
 
 def timed(argv, scratch):
-    """Runs a process; returns seconds, peak MiB and what it printed.
+    """Runs a process; returns its seconds, those of all its cores, peak MiB and what it printed.
 
     What others wrote is flushed before. The kernel counts this process's own size into the peak of its children, so it
     must stay small.
@@ -69,7 +70,7 @@ def timed(argv, scratch):
         text = out.read().decode(errors="replace")
     if process.returncode != 0:
         raise Failed("%s\nended with %d:\n%s" % (" ".join(argv), process.returncode, text[-2000:]))
-    return seconds, usage.ru_maxrss / 1024, text
+    return seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024, text
 
 
 def in_turns(runs, contenders, scratch):
@@ -101,9 +102,9 @@ class Goal:
 class Table:
     """Prints rows as they come, and remembers which goals were missed."""
 
-    HEAD = ("what", "zodbrepl", "min..max", "repozo", "min..max", "ratio", "goal", "", "limit", "MiB", "MiB")
-    OVER = ("", "", "", "or ZODB", "", "", "", "", "", "ours", "theirs")
-    WIDTHS = (40, 9, 14, 9, 14, 6, 9, 6, 28, 5, 6)
+    HEAD = ("what", "zodbrepl", "min..max", "repozo", "min..max", "ratio", "goal", "", "limit", "CPU s", "CPU s", "MiB", "MiB")
+    OVER = ("", "", "", "or ZODB", "", "", "", "", "", "ours", "theirs", "ours", "theirs")
+    WIDTHS = (40, 9, 14, 9, 14, 6, 9, 6, 28, 6, 6, 5, 6)
     LEFT = (0, 2, 4, 6, 7, 8)
 
     def __init__(self):
@@ -130,13 +131,14 @@ class Table:
         self.line((
             what, show(ours.median), spread(ours.seconds), show(theirs.median) if theirs else "-",
             spread(theirs.seconds) if theirs else "", ratio, goal.text if goal else "", met,
-            "%s %s" % (limit[0], show(limit[1])) if limit[1] else "", memory(ours), memory(theirs) if theirs else ""))
+            "%s %s" % (limit[0], show(limit[1])) if limit[1] else "",
+            cpu(ours), cpu(theirs) if theirs else "", memory(ours), memory(theirs) if theirs else ""))
 
     def size(self, what, ours, theirs, goal):
         """A row of stored sizes, in bytes; its ratio is ours of theirs."""
         mib = "%.0f MiB"
         self.line((what, mib % (ours / 2**20), "", mib % (theirs / 2**20), "", "%.3f" % (ours / theirs), goal.text,
-                   self.judge(what, goal, ours, theirs), "", "", ""))
+                   self.judge(what, goal, ours, theirs), "", "", "", "", ""))
 
     def judge(self, what, goal, ours, theirs):
         if goal.met(ours, theirs):
@@ -147,6 +149,11 @@ class Table:
 
 def number(ratio):
     return "%.0f" % ratio if ratio >= 100 else "%.1f" % ratio
+
+
+def cpu(contender):
+    """Seconds of all cores together: what a machine that is busy with other work does not change much."""
+    return "%.2f" % statistics.median(contender.cpu) if contender.cpu else ""
 
 
 def memory(contender):

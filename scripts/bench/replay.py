@@ -17,7 +17,7 @@ class Write:
 
     def __init__(self, path, mib):
         self.path, self.mib = path, mib
-        self.seconds, self.memory = [], 0
+        self.seconds, self.cpu, self.memory = [], [], 0
 
     def run(self, scratch):
         if os.path.exists(self.path):
@@ -46,7 +46,7 @@ class Standby:
 
     def __init__(self, tools, repository, data):
         self.tools, self.repository, self.data = tools, repository, data
-        self.hidden, self.seconds, self.memory = [], [], 0
+        self.hidden, self.seconds, self.cpu, self.memory = [], [], [], 0
         self.process = None
 
     def manifests(self):
