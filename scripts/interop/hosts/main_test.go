@@ -4,6 +4,7 @@ package hosts
 
 import (
 	"bytes"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"math/rand/v2"
@@ -16,6 +17,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"zodbrepl/filestorage"
 	"zodbrepl/fixtures"
 )
 
@@ -131,4 +133,33 @@ func script(t *testing.T, name string, replace ...string) string {
 		require.Contains(t, string(b), replace[i], name)
 	}
 	return strings.NewReplacer(replace...).Replace(string(b))
+}
+
+func decode(t *testing.T, text string) (doc map[string]any) {
+	t.Helper()
+	require.NoError(t, json.Unmarshal([]byte(text), &doc), text)
+	return doc
+}
+
+// commitLarge writes one transaction with random bytes.
+func commitLarge(t *testing.T, data string, size int) {
+	t.Helper()
+	g, err := fixtures.Open(data, fixtures.Options{NoSync: true})
+	require.NoError(t, err)
+	noise := make([]byte, size)
+	_, _ = rand.NewChaCha8([32]byte{1}).Read(noise)
+	txn := g.Begin("", "large", nil)
+	txn.Store(1, noise)
+	require.NoError(t, txn.Vote())
+	_, err = txn.Finish()
+	require.NoError(t, err)
+	require.NoError(t, g.Close())
+}
+
+// lockData takes the lock of a Data.fs, as a ZEO server that runs there has it.
+func lockData(t *testing.T, data string) *filestorage.Lock {
+	t.Helper()
+	l, err := filestorage.AcquireLock(data)
+	require.NoError(t, err)
+	return l
 }
