@@ -156,6 +156,19 @@ func (n *node) line(state string) {
 	must(n.t, "ip", "-n", n.ns, "link", "set", "line", state)
 }
 
+// deaf loses what either host sends to the other, while their links stay up; or ends that. The frames are sent to a
+// card that there is not: a route would not keep keepalived, which goes by none.
+func (n *node) deaf(yes bool) {
+	n.t.Helper()
+	for _, h := range []*node{n, n.other} {
+		args := []string{"-n", h.ns, "neigh", "del", h.other.addr, "dev", "line"}
+		if yes {
+			args = []string{"-n", h.ns, "neigh", "replace", h.other.addr, "lladdr", "02:00:00:00:00:01", "dev", "line", "nud", "permanent"}
+		}
+		must(n.t, "ip", args...)
+	}
+}
+
 // daemon is a process that runs on the host, in a group of its own.
 type daemon struct {
 	*exec.Cmd
