@@ -6,19 +6,15 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"hash/crc32"
 	"io"
 	"sync"
 
 	"github.com/klauspost/compress/gzip"
-
-	"zodbrepl/internal/inflate"
 )
 
 const (
 	memberHeader = memberField + 4
-	gzipTrailer  = 8                              // CRC-32 and raw size
-	minStored    = memberHeader + 2 + gzipTrailer // with the shortest deflate data, CRC-32 and raw size
+	minStored    = memberHeader + 2 + 8           // with the shortest deflate data, CRC-32 and raw size
 	maxStored    = memberSize + 64<<10            // deflate makes nothing larger than this of memberSize bytes
 	gzipReadJobs = 8                              // bounds the memory to about 4 MiB each
 	gzipBuffer   = 256 << 10                      // between the file and the decoder
@@ -180,9 +176,6 @@ var errNotAsClaimed = errors.New("not one member of the size that it claims")
 // unpackMember decodes u.stored into u.raw. It fails unless that is one member, right, complete, of at most memberSize
 // raw bytes, and ends where u.stored does.
 func unpackMember(u *unpacking) error {
-	if unpackFast(u) {
-		return nil
-	}
 	z := decompressors.Get().(*gzip.Reader)
 	defer decompressors.Put(z)
 	if z.Reset(bytes.NewReader(u.stored.Bytes())) != nil {
@@ -205,30 +198,6 @@ func unpackMember(u *unpacking) error {
 		return errNotAsClaimed
 	}
 	return nil
-}
-
-var inflaters = sync.Pool{New: func() any { return new(inflate.Decoder) }}
-
-// unpackFast is unpackMember for members as we write them, when nothing is wrong with them. Otherwise u.raw holds anything.
-func unpackFast(u *unpacking) bool {
-	b := u.stored.Bytes()
-	if len(b) < minStored || string(b[:len(gzipPrefix)]) != gzipPrefix || string(b[fieldAt:memberField]) != fieldPrefix {
-		return false
-	}
-	d := inflaters.Get().(*inflate.Decoder)
-	defer inflaters.Put(d)
-	raw := u.raw[:memberSize]
-	// The decoder is quicker as long as it may look some bytes ahead: at the trailer.
-	n, used, ok := d.Decode(raw, b[memberHeader:])
-	if !ok || memberHeader+used+gzipTrailer != len(b) {
-		return false
-	}
-	trailer := b[len(b)-gzipTrailer:]
-	if binary.LittleEndian.Uint32(trailer) != crc32.ChecksumIEEE(raw[:n]) || binary.LittleEndian.Uint32(trailer[4:]) != uint32(n) {
-		return false
-	}
-	u.raw = raw[:n]
-	return true
 }
 
 // stickyReader gives an error, or io.EOF, again and again, where a bufio.Reader gives it once.
