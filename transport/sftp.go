@@ -29,8 +29,9 @@ type sftpTarget struct {
 	mu     sync.Mutex // held while connecting
 	live   *session
 	closed bool
-	known  bool      // the host was reached before
-	told   sync.Once // that names or contents cannot be made durable
+	known  bool // the host was reached before
+	// undurable is set when the server could not make a file durable.
+	undurable atomic.Bool
 
 	small smallFiles
 	puts  sync.Map // name -> putState: of a finished Put, for Publish
@@ -329,6 +330,9 @@ func (t *sftpTarget) Remove(ctx context.Context, name string) error {
 		return t.syncDir(ctx, s)
 	}))
 }
+
+// Durable is false when a file was put that the server could not make durable.
+func (t *sftpTarget) Durable() bool { return !t.undurable.Load() }
 
 // Close implements Target.
 func (t *sftpTarget) Close() error {

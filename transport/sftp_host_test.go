@@ -1,6 +1,7 @@
 package transport
 
 import (
+	"strings"
 	"testing"
 	"time"
 
@@ -84,4 +85,17 @@ func (m *master) backupMuch(bytes int) *incremental.Manifest {
 	m.backup(func(o *incremental.BackupOptions) { o.Codec = "none" })
 	ms := m.manifests()
 	return ms[len(ms)-1]
+}
+
+func TestThatAServerCannotMakeFilesDurableIsSaidOnce(t *testing.T) {
+	m := newMaster(t)
+	h := newOtherHost(t, sshtest.Options{Without: []string{"fsync@openssh.com"}})
+	for run := range 3 {
+		m.backup()
+		log, said := logged()
+		_, err := Ship(t.Context(), ShipOptions{Repository: m.repo, Targets: []string{h.URL(h.Dir)}, Log: log})
+		require.NoError(t, err)
+		require.Contains(t, said.String(), "no fsync@openssh.com")
+		require.Equal(t, run == 0, strings.Contains(said.String(), "level=WARN"), "%s", said)
+	}
 }

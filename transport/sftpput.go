@@ -100,10 +100,7 @@ func (p *put) attempt(ctx context.Context, s *session) error {
 			return err
 		}
 	} else {
-		p.t.told.Do(func() {
-			p.t.Log.Warn("this server cannot make files durable (no fsync@openssh.com): what arrived last may be lost when the power fails there; it is sent again then",
-				"target", p.t.String())
-		})
+		p.t.undurable.Store(true)
 	}
 	if err := stat(); err != nil {
 		return err

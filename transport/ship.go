@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"hash/fnv"
+	"io/fs"
 	"log/slog"
 	"os"
 	"strings"
@@ -150,7 +151,10 @@ type shipment struct {
 func (s *shipment) run(ctx context.Context) error {
 	h := fnv.New32a()
 	h.Write([]byte(TargetName(s.where)))
-	lock, err := incremental.LockFile(s.Repository.Path(fmt.Sprintf("zodbrepl.ship-%08x.lock", h.Sum32())), "target "+s.where)
+	name := s.Repository.Path(fmt.Sprintf("zodbrepl.ship-%08x.lock", h.Sum32()))
+	_, err := os.Lstat(name)
+	first := errors.Is(err, fs.ErrNotExist) // no run has shipped there before
+	lock, err := incremental.LockFile(name, "target "+s.where)
 	if err != nil {
 		return err
 	}
@@ -159,6 +163,7 @@ func (s *shipment) run(ctx context.Context) error {
 		return err
 	}
 	defer s.target.Close()
+	defer s.tellUndurable(first)
 	there, err := s.inspect(ctx)
 	if err != nil {
 		return err
@@ -177,6 +182,21 @@ func (s *shipment) run(ctx context.Context) error {
 	}
 	s.sweep(ctx, there)
 	return nil
+}
+
+// tellUndurable says when the target cannot make files durable: as a warning once, since cron mails each, and to who
+// wants to know all.
+func (s *shipment) tellUndurable(first bool) {
+	t, ok := s.target.(interface{ Durable() bool })
+	if !ok || t.Durable() {
+		return
+	}
+	level := slog.LevelInfo
+	if first {
+		level = slog.LevelWarn
+	}
+	s.Log.Log(context.Background(), level, "this server cannot make files durable (no fsync@openssh.com): what arrived last may be lost when the power fails there",
+		"target", s.where)
 }
 
 // incomplete reports what could not be sent because it is missing or damaged here. What hinders no recovery of the
