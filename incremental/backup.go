@@ -194,6 +194,12 @@ func (b *backup) run(ctx context.Context) (BackupResult, error) {
 	if err := b.permitted(ctx); err != nil {
 		return BackupResult{}, err
 	}
+	if err := b.setStaleAside(ctx); err != nil {
+		return BackupResult{}, err
+	}
+	if err := b.raiseOwnFence(); err != nil {
+		return BackupResult{}, err
+	}
 	if err := b.recoverRepository(ctx); err != nil {
 		return BackupResult{}, err
 	}

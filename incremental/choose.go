@@ -169,7 +169,7 @@ func (b *backup) mayContinue(last Increment) error {
 }
 
 func (b *backup) fenced() error {
-	fence, err := ReadFence(b.Repository)
+	fence, err := ReadFence(context.Background(), b.Repository)
 	if err != nil {
 		return err
 	}

@@ -1,6 +1,7 @@
 package incremental
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -102,10 +103,13 @@ type Fence struct {
 	Seen    time.Time `json:"seen"`
 }
 
-// ReadFence returns the fence of the repository in dir, the zero Fence when there is none.
-func ReadFence(dir Dir) (Fence, error) {
+// FenceName is the name of the fence's file.
+const FenceName = fenceName
+
+// ReadFence returns the fence of a repository, the zero Fence when there is none.
+func ReadFence(ctx context.Context, src Source) (Fence, error) {
 	var f Fence
-	b, err := os.ReadFile(dir.Path(fenceName))
+	b, err := readSmall(ctx, src, fenceName, maxHandover)
 	if errors.Is(err, fs.ErrNotExist) {
 		return f, nil
 	}
@@ -113,25 +117,47 @@ func ReadFence(dir Dir) (Fence, error) {
 		err = json.Unmarshal(b, &f)
 	}
 	if err != nil {
-		return f, fmt.Errorf("%s: %w", dir.Path(fenceName), err)
+		return f, fmt.Errorf("%s/%s: %w", src, fenceName, err)
 	}
 	return f, nil
 }
 
+// Encode returns the fence's JSON.
+func (f Fence) Encode() ([]byte, error) {
+	b, err := json.MarshalIndent(f, "", "  ")
+	return append(b, '\n'), err
+}
+
+// raiseOwnFence makes a promoted node's epoch known to whoever else writes into its repository: before its first increment,
+// and whatever the stamps say.
+func (b *backup) raiseOwnFence() error {
+	if len(b.Promotions) == 0 {
+		return nil
+	}
+	p := b.Promotions.Last()
+	fence := Fence{Lineage: b.Lineage, Epoch: p.Epoch, Where: "the promotion of host " + p.Host, Seen: p.Time}
+	old, err := ReadFence(context.Background(), b.Repository)
+	if err != nil || old.Epoch >= fence.Epoch {
+		return err
+	}
+	b.announce()
+	return fence.Raise(b.Repository)
+}
+
 // Raise records f in the repository in dir unless as high an epoch is recorded already.
 func (f Fence) Raise(dir Dir) error {
-	old, err := ReadFence(dir)
+	old, err := ReadFence(context.Background(), dir)
 	if err != nil {
 		return err
 	}
 	if old.Epoch >= f.Epoch {
 		return nil
 	}
-	b, err := json.MarshalIndent(f, "", "  ")
+	b, err := f.Encode()
 	if err != nil {
 		return err
 	}
-	return durable.WriteFile(dir.Path(fenceName), append(b, '\n'), 0o644)
+	return durable.WriteFile(dir.Path(fenceName), b, 0o644)
 }
 
 // Check refuses a write in an older epoch.

@@ -15,6 +15,7 @@ import "strings"
 //	<stamp>.handover           an offer to hand over after that increment; -taken, -withdrawn: what became of it
 //	<host>.<hash>.standby      a standby's answer
 //	*.tmp                      what a run that died left; the next one removes it
+//	*.stale                    what a stale master wrote, set aside; for people to remove
 //	*.unpublished              an increment that is not what it should be, set aside; for people to remove
 const (
 	fullExt        = ".fs"

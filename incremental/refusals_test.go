@@ -184,7 +184,7 @@ func TestTheFence(t *testing.T) {
 	w := newWorld(t)
 	w.grow(2)
 	first := w.backup()
-	f, err := ReadFence(w.repo)
+	f, err := ReadFence(t.Context(), w.repo)
 	require.NoError(t, err)
 	require.Zero(t, f)
 
@@ -192,7 +192,7 @@ func TestTheFence(t *testing.T) {
 	require.NoError(t, fence.Raise(w.repo))
 	require.NoError(t, Fence{Lineage: first.Lineage, Epoch: 2}.Raise(w.repo), "it is never lowered")
 	require.NoError(t, Fence{Lineage: first.Lineage, Epoch: 3}.Raise(w.repo))
-	f, err = ReadFence(w.repo)
+	f, err = ReadFence(t.Context(), w.repo)
 	require.NoError(t, err)
 	require.Equal(t, fence, f)
 

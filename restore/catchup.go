@@ -43,6 +43,7 @@ func (s *standby) catchUp(ctx context.Context, src incremental.Source) (applied 
 			}
 			applied++
 		}
+		s.strays, s.strayed = p.strays, repo
 		s.offers = repo.Offers(s.state.Applied.Stamp)
 		if p.stale != nil || p.blocked != nil || len(p.steps) == 0 {
 			return applied, errors.Join(p.stale, p.blocked)

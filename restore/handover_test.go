@@ -408,7 +408,17 @@ func TestAServerThatWasStartedInTheMiddleOfAHandover(t *testing.T) {
 		w.write(1)
 		w.killHandover("published")
 		w.write(2)
-		w.exchange()
+		o := w.options()
+		var run *running
+		o.crash = func(point string) {
+			if point == "published" { // the new offer: the old one could be taken any time
+				run = w.accepting()
+			}
+		}
+		_, err := HandOver(context.Background(), o)
+		require.NoError(t, err)
+		require.ErrorIs(t, run.end(t), fault.Refused)
+		w.exchanged()
 	})
 	t.Run("after it was taken: a divergence, and nothing is cut", func(t *testing.T) {
 		w := newTwin(t, t.TempDir())

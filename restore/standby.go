@@ -24,7 +24,10 @@ type standby struct {
 	file  *filestorage.File
 	// offers: where it stands, the source was last seen to hold an offer to hand over.
 	offers bool
-	found  int64 // size of a Data.fs of which only a part of a full is known, in bytes
+	// strays are a stale master's increments that were seen there, in the listing strayed.
+	strays  []*incremental.Manifest
+	strayed *incremental.Repository
+	found   int64 // size of a Data.fs of which only a part of a full is known, in bytes
 
 	index      *filestorage.Index // of Data.fs up to the position; nil when not needed yet
 	indexSaved bool               // Data.fs.index is as good

@@ -186,11 +186,31 @@ func (w *watcher) look(ctx context.Context) error {
 	}
 	n, err := w.standby.catchUp(ctx, w.reading)
 	w.applied += n
+	w.setAside(ctx)
 	if w.Once || errors.Is(err, fault.Refused) || errors.Is(err, fault.Diverged) || w.standby.state.Next != nil {
 		return err
 	}
 	// A promotion, or the end, should not have to build it.
 	return errors.Join(err, w.standby.needIndex(ctx))
+}
+
+// setAside renames a stale master's increments, when the source can be written: nobody else should have to tell them from
+// good ones, and the next look finds none. That they cannot be renamed hinders nothing.
+func (w *watcher) setAside(ctx context.Context) {
+	place, ok := w.Source.(incremental.Renamer)
+	if !ok {
+		return
+	}
+	for _, m := range w.standby.strays {
+		aside, err := w.standby.strayed.SetAside(ctx, place, m.Stamp)
+		if len(aside) > 0 {
+			w.Log.Warn("a stale master has written to the source: it is set aside", "storage", w.Data, "increment", m.File, "epoch", m.Epoch, "host", m.Host)
+		}
+		if err != nil {
+			w.Log.Info("a stale master's increment cannot be set aside", "source", w.Source, "increment", m.File, "cause", err)
+		}
+	}
+	w.standby.strays, w.standby.strayed = nil, nil
 }
 
 // hints tells of changes in the directory. Events may be lost, and there are none from other hosts.

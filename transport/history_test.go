@@ -104,7 +104,7 @@ func TestAHigherEpochOnTheTargetStopsAStaleMaster(t *testing.T) {
 	m.backup()
 	err := m.refuses(dir, fault.Refused)
 	require.Equal(t, 3, fault.ExitCode(err))
-	fence, err := incremental.ReadFence(m.repo)
+	fence, err := incremental.ReadFence(t.Context(), m.repo)
 	require.NoError(t, err)
 	require.Equal(t, 2, fence.Epoch)
 	require.Equal(t, m.manifests()[0].Lineage, fence.Lineage)
@@ -152,7 +152,7 @@ func TestAPromotedStandbyOnTheTargetStopsTheFormerMaster(t *testing.T) {
 		require.Len(t, r.Standbys, 1, "its answer is shown all the same")
 		require.Zero(t, r.Sent)
 	}
-	fence, err := incremental.ReadFence(m.repo)
+	fence, err := incremental.ReadFence(t.Context(), m.repo)
 	require.NoError(t, err)
 	require.Equal(t, own.Epoch+1, fence.Epoch)
 	require.NoFileExists(t, m.repo.Path("zodbrepl.fence.tmp"))

@@ -46,10 +46,23 @@ func (s *shipment) inspect(ctx context.Context) (*inventory, error) {
 		return nil, err
 	}
 	own := s.chains[len(s.chains)-1].Last().Manifest
+	if err := s.targetFence(ctx, own, v); err != nil {
+		return nil, err
+	}
+	s.strays = nil
 	if err := s.sameHistory(ctx, own, v); err != nil {
 		return nil, err
 	}
-	return v, s.answers(ctx, own, v)
+	if err := s.answers(ctx, own, v); err != nil {
+		return nil, err
+	}
+	if len(s.strays) > 0 {
+		if err := s.setAside(ctx, own, v); err != nil {
+			return nil, err
+		}
+		return s.inspect(ctx) // it is another place now
+	}
+	return v, s.raiseTargetFence(ctx, own)
 }
 
 // sameHistory refuses a target with another history than ours, and finds its oldest chain. It reads only the
@@ -121,7 +134,7 @@ func (s *shipment) compatible(own, m, ours *incremental.Manifest, known bool) er
 	case m.Epoch > own.Epoch:
 		return s.raiseFence(m.Lineage, m.Epoch, fmt.Sprintf("%s on %s, written by host %s", m.File, s.where, m.Host))
 	case m.Epoch < own.Epoch:
-		return nil // a stale master's, or from before the promotion
+		return s.past(own, m, ours, known)
 	case ours != nil && ours.Start == m.Start && ours.End == m.End && ours.MD5 == m.MD5 && ours.Tail == m.Tail:
 		return nil
 	case ours == nil && known:

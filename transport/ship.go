@@ -124,7 +124,7 @@ func checkPlace(dir incremental.Dir, where string) error {
 
 // fenced refuses when the repository knows of a higher epoch than its own: what it holds is a stale master's.
 func fenced(dir incremental.Dir, chains []incremental.Chain) error {
-	fence, err := incremental.ReadFence(dir)
+	fence, err := incremental.ReadFence(context.Background(), dir)
 	if err != nil {
 		return err
 	}
@@ -146,6 +146,9 @@ type shipment struct {
 	target Target
 	res    TargetResult
 	plan   plan
+	// strays are what a stale master wrote there; fenced is the epoch of the fence there.
+	strays []*incremental.Manifest
+	fenced int
 }
 
 func (s *shipment) run(ctx context.Context) error {
