@@ -198,6 +198,7 @@ func (n *node) start(args ...string) *daemon {
 	d := &daemon{Cmd: n.command(args...), ended: make(chan struct{})}
 	d.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	d.Stdout, d.Stderr = &d.log, &d.log
+	d.WaitDelay = time.Second // a child of sshd may have the pipe, waiting for a host that is not to be reached
 	require.NoError(n.t, d.Start())
 	go func() { defer close(d.ended); _ = d.Wait() }()
 	n.t.Cleanup(func() {
