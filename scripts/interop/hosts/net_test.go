@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -28,7 +29,9 @@ type node struct {
 	dir, home  string
 	data, repo string
 	// now is what ZODBREPL_NOW is set to for its commands; nil for the real clock.
-	now   func() string
+	now func() string
+	// enter runs a command in the host's own directories; nil: it has none.
+	enter []string
 	other *node
 }
 
@@ -36,6 +39,15 @@ var pairs atomic.Int64
 
 // newPair makes two hosts with a line between them.
 func newPair(t *testing.T) (a, b *node) {
+	t.Helper()
+	a, b = newLine(t)
+	a.sshd()
+	b.sshd()
+	return a, b
+}
+
+// newLine is newPair without SSH servers.
+func newLine(t *testing.T) (a, b *node) {
 	t.Helper()
 	dir := t.TempDir()
 	id := fmt.Sprintf("zr%d-%d", os.Getpid(), pairs.Add(1))
@@ -47,10 +59,8 @@ func newPair(t *testing.T) (a, b *node) {
 		must(t, "ip", "-n", n.ns, "link", "set", "lo", "up")
 		must(t, "ip", "-n", n.ns, "link", "set", "line", "up")
 	}
-	for _, n := range []*node{a, b} {
-		n.trust()
-		n.sshd()
-	}
+	a.trust()
+	b.trust()
 	return a, b
 }
 
@@ -116,7 +126,7 @@ func (n *node) sshd() {
 
 // command runs in the host.
 func (n *node) command(args ...string) *exec.Cmd {
-	cmd := exec.Command("ip", append([]string{"netns", "exec", n.ns}, args...)...)
+	cmd := exec.Command("ip", slices.Concat([]string{"netns", "exec", n.ns}, n.enter, args)...)
 	cmd.Env = append(os.Environ(), "HOME="+n.home, "SSH_AUTH_SOCK=")
 	if n.now != nil {
 		cmd.Env = append(cmd.Env, "ZODBREPL_NOW="+n.now())
