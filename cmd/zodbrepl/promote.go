@@ -8,6 +8,7 @@ import (
 
 	"github.com/urfave/cli/v2"
 
+	"zodbrepl/internal/fault"
 	"zodbrepl/restore"
 	"zodbrepl/transport"
 )
@@ -98,6 +99,7 @@ func statusCommand() *cli.Command {
 		Flags: withPlace(
 			&cli.StringFlag{Name: "data", Usage: "the node's `DATA.FS`"},
 			&cli.StringFlag{Name: "from", Usage: "the `PLACE` that it follows, as watch takes it; by default the one that watch followed"},
+			&cli.BoolFlag{Name: "local", Usage: "look at this host alone: at once, also when the other one is not to be reached"},
 			jsonFlag,
 		),
 		Action: statusAction,
@@ -111,8 +113,11 @@ func statusAction(c *cli.Context) error {
 		return err
 	}
 	o := restore.StatusOptions{Data: c.String("data")}
-	from := c.String("from")
-	if from == "" {
+	from, local := c.String("from"), c.Bool("local")
+	if local && from != "" {
+		return fault.New(fault.Usage, "status: --local looks at no other place, --from at %s", from).Keeping("nothing was done").Remedy("give one of the two")
+	}
+	if from == "" && !local {
 		if st, ok, err := restore.ReadState(o.Data); err == nil && ok {
 			from = st.Source
 		}

@@ -12,7 +12,7 @@ set -u
 : "${ZODBREPL_BINARY:=zodbrepl}"
 : "${ZODBREPL_HEALTHZ:=http://127.0.0.1:8001/healthz}"
 
-status=$("$ZODBREPL_BINARY" status --json --data "$ZODBREPL_DATA") || exit 1
+status=$("$ZODBREPL_BINARY" status --json --local --data "$ZODBREPL_DATA") || exit 1
 field() { echo "$status" | sed -n "s/^  \"$1\": \"\\{0,1\\}\\([^\",]*\\)\"\\{0,1\\},\$/\\1/p"; }
 
 if [ "$(field role)" = standby ]; then

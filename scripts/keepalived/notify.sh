@@ -34,7 +34,7 @@ try() {
 
 # is says what the node is for zodbrepl: standby, promoted, master (a Data.fs that never was a standby's) or none.
 is() {
-	role=$("$ZODBREPL_BINARY" status --json --data "$ZODBREPL_DATA" 2>/dev/null | sed -n 's/^  "role": "\(.*\)",$/\1/p')
+	role=$("$ZODBREPL_BINARY" status --json --local --data "$ZODBREPL_DATA" 2>/dev/null | sed -n 's/^  "role": "\(.*\)",$/\1/p')
 	case $role in
 	standby | promoted) echo "$role" ;;
 	*) if [ -s "$ZODBREPL_DATA" ]; then echo master; else echo none; fi ;;

@@ -16,7 +16,7 @@ func (n *node) handoverArgs(more ...string) []string {
 
 func (n *node) promoted() bool {
 	n.t.Helper()
-	r := run(n.t, "status", "--json", "--data", n.data)
+	r := run(n.t, "status", "--json", "--local", "--data", n.data)
 	return r.code == 0 && decode(n.t, r.stdout)["role"] == "promoted"
 }
 

@@ -249,7 +249,7 @@ func (n *node) watch(args ...string) *daemon {
 // status is what a host says of itself.
 func (n *node) status() map[string]any {
 	n.t.Helper()
-	return decode(n.t, n.good("status", "--json", "--data", n.data))
+	return decode(n.t, n.good("status", "--json", "--local", "--data", n.data))
 }
 
 func (n *node) condition() string {

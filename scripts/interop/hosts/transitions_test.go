@@ -258,8 +258,7 @@ func TestTheLineBreaksDuringAPromotion(t *testing.T) {
 	// It is reading the increment when the line goes.
 	p := b.start(binary, "promote", "--data", b.data, "--json", "--verbose", "--limit-rate", "200K")
 	until(t, "it has the lock", func() bool {
-		s := run(t, "status", "--json", "--data", b.data, "--from", b.repo) // not over the line
-		holder, _ := decode(t, s.stdout)["locked_by"].(float64)
+		holder, _ := b.status()["locked_by"].(float64)
 		return holder != 0
 	})
 	a.line("down")
