@@ -57,10 +57,14 @@ func (k *hostKeys) algorithms() []string {
 	supported := ssh.SupportedAlgorithms().HostKeys
 	// Not with SHA-1, with which the key of a line "ssh-rsa" could sign as well.
 	algos := slices.DeleteFunc(k.db.HostKeyAlgorithms(k.host.keyName), func(a string) bool { return !slices.Contains(supported, a) })
-	for _, a := range supported {
-		// A certificate says nothing without an authority in known_hosts.
-		if !strings.Contains(a, "-cert-") && !slices.Contains(algos, a) {
-			algos = append(algos, a)
+	// A certificate says nothing without an authority in known_hosts. The kind of the authority's own key, which is all
+	// that the library looks at, says nothing of the kinds that it has signed.
+	authority := slices.ContainsFunc(k.db.HostKeys(k.host.keyName), func(key knownhosts.PublicKey) bool { return key.Cert })
+	for _, certificates := range []bool{true, false} {
+		for _, a := range supported {
+			if strings.Contains(a, "-cert-") == certificates && (authority || !certificates) && !slices.Contains(algos, a) {
+				algos = append(algos, a)
+			}
 		}
 	}
 	return algos

@@ -44,7 +44,7 @@ func refused(t *testing.T, s *sshtest.Server, err error, says ...string) {
 
 func TestHostKeys(t *testing.T) {
 	key := func(kind string) *sshtest.Key { return sshtest.NewKey(t, kind) }
-	ed, ec, rsa, other, ca := key("ed25519"), key("ecdsa"), key("rsa"), key("ed25519"), key("ed25519")
+	ed, ec, rsa, other, ca, ecCA := key("ed25519"), key("ecdsa"), key("rsa"), key("ed25519"), key("ed25519"), key("ecdsa")
 	line := func(s *sshtest.Server, k *sshtest.Key) string { return sshtest.KnownLine(s.Addr, k.Signer.PublicKey()) }
 	hashed := func(s *sshtest.Server, k *sshtest.Key) string {
 		return knownhosts.HashHostname(knownhosts.Normalize(s.Addr)) + " " + k.Public()
@@ -77,6 +77,8 @@ func TestHostKeys(t *testing.T) {
 		{"carriage returns", []*sshtest.Key{ed}, nil, func(s *sshtest.Server) string { return strings.ReplaceAll(line(s, ed), "\n", "\r\n") }, nil},
 		{"a certificate of a known authority", []*sshtest.Key{ed}, cert(nil, "127.0.0.1"),
 			func(s *sshtest.Server) string { return "@cert-authority * " + ca.Public() }, nil},
+		{"a certificate of a known authority with another kind of key", []*sshtest.Key{ed}, ecCA.Sign(t, ssh.HostCert, ed, nil, "127.0.0.1"),
+			func(s *sshtest.Server) string { return "@cert-authority * " + ecCA.Public() }, nil},
 
 		{"the host is unknown", []*sshtest.Key{ed}, nil, func(s *sshtest.Server) string { return "bms1 " + ed.Public() },
 			[]string{"not known", ed.Fingerprint(), "ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub", "--accept-new"}},

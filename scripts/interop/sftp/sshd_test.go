@@ -16,6 +16,7 @@ import (
 	"testing"
 
 	"github.com/stretchr/testify/require"
+	"golang.org/x/crypto/ssh"
 
 	"zodbrepl/internal/sshtest"
 )
@@ -26,11 +27,13 @@ const sshdUser = "nobody"
 
 // sshdOptions says how a real sshd is set up.
 type sshdOptions struct {
-	internal string   // arguments of internal-sftp: "-R", "-P fsync"
-	chroot   bool     // ChrootDirectory; the client sees the directory as /data
-	small    string   // the directory is a file system of its own of that size: "4m"
-	hostKeys []string // types; default ed25519
-	lines    []string // more lines of sshd_config
+	internal string       // arguments of internal-sftp: "-R", "-P fsync"
+	chroot   bool         // ChrootDirectory; the client sees the directory as /data
+	small    string       // the directory is a file system of its own of that size: "4m"
+	hostKeys []string     // types; default ed25519
+	userCA   *sshtest.Key // lets in whom it has signed
+	hostCA   *sshtest.Key // signs the host keys
+	lines    []string     // more lines of sshd_config
 }
 
 // sshd is a real OpenSSH server on the loopback interface with a configuration and keys of its own.
@@ -109,6 +112,13 @@ func (s *sshd) configure() {
 		path := filepath.Join(s.base, fmt.Sprintf("host_key_%d", i))
 		require.NoError(s.t, os.WriteFile(path, k.PEM(s.t, ""), 0o600))
 		lines = append(lines, "HostKey "+path)
+		if s.o.hostCA != nil {
+			cert := s.o.hostCA.Sign(s.t, ssh.HostCert, k, nil, "127.0.0.1")
+			lines = append(lines, "HostCertificate "+s.write(fmt.Sprintf("host_key_%d-cert.pub", i), string(ssh.MarshalAuthorizedKey(cert))))
+		}
+	}
+	if s.o.userCA != nil {
+		lines = append(lines, "TrustedUserCAKeys "+s.write("user_ca.pub", s.o.userCA.Public()))
 	}
 	lines = append(lines, s.o.lines...)
 	if s.o.chroot {
