@@ -90,6 +90,11 @@ bench: ## ratios against the real repozo, ZODB and cp; BENCH_SIZE (1024) MiB, BE
 bench-latency: ## only commits on a ZEO server beside a backup, and what a backup leaves of its cached pages
 	$(MAKE) --no-print-directory bench BENCHFLAGS='--tables latency,cache $(BENCHFLAGS)'
 
+.PHONY: bench-sftp
+bench-sftp: ## ship against the system's sftp, on loopback and with 50 ms of delay; root, a real sshd; 3 minutes
+	scripts/debian.sh sshd:openssh-server sftp:openssh-client
+	CGO_ENABLED=0 $(GO) test -tags interop -timeout 30m -run '^$$' -bench Ship -benchtime 3x $(GOTESTFLAGS) ./scripts/interop/sftp
+
 .PHONY: gobench
 gobench: ## Go's benchmarks of scanning, hashes, codecs, index, replay, as benchstat reads them
 	CGO_ENABLED=0 $(GO) test -run '^$$' -bench . -count 6 $(GOTESTFLAGS) ./filestorage ./incremental ./restore

@@ -67,7 +67,7 @@ func command(h *sshtest.Home, args ...string) *exec.Cmd {
 	return cmd
 }
 
-func finish(t *testing.T, cmd *exec.Cmd) result {
+func finish(t testing.TB, cmd *exec.Cmd) result {
 	t.Helper()
 	var out, errs bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &errs
@@ -79,13 +79,13 @@ func finish(t *testing.T, cmd *exec.Cmd) result {
 }
 
 // try runs zodbrepl.
-func try(t *testing.T, h *sshtest.Home, args ...string) result {
+func try(t testing.TB, h *sshtest.Home, args ...string) result {
 	t.Helper()
 	return finish(t, command(h, args...))
 }
 
 // good runs zodbrepl, which must succeed.
-func good(t *testing.T, h *sshtest.Home, args ...string) string {
+func good(t testing.TB, h *sshtest.Home, args ...string) string {
 	t.Helper()
 	r := try(t, h, args...)
 	require.Zero(t, r.code, "zodbrepl %s: %s%s", strings.Join(args, " "), r.stdout, r.stderr)
@@ -183,7 +183,7 @@ func files(t *testing.T, dir string) map[string]string {
 	return all
 }
 
-func until(t *testing.T, what string, ok func() bool) {
+func until(t testing.TB, what string, ok func() bool) {
 	t.Helper()
 	for deadline := time.Now().Add(patience); !ok(); time.Sleep(20 * time.Millisecond) {
 		require.True(t, time.Now().Before(deadline), "waiting in vain: %s", what)

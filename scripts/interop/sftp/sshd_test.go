@@ -38,7 +38,7 @@ type sshdOptions struct {
 
 // sshd is a real OpenSSH server on the loopback interface with a configuration and keys of its own.
 type sshd struct {
-	t       *testing.T
+	t       testing.TB
 	o       sshdOptions
 	base    string // everything of this server
 	Dir     string // what the client may write to; on this host
@@ -52,7 +52,7 @@ type sshd struct {
 }
 
 // startSSHD starts one, which ends with the test.
-func startSSHD(t *testing.T, o sshdOptions) *sshd {
+func startSSHD(t testing.TB, o sshdOptions) *sshd {
 	t.Helper()
 	require.Zero(t, os.Getuid(), "sshd is started as root: it changes to the user who logs in")
 	if len(o.hostKeys) == 0 {
@@ -230,7 +230,7 @@ func (s *sshd) logged() string {
 	return string(b)
 }
 
-func run(t *testing.T, name string, args ...string) string {
+func run(t testing.TB, name string, args ...string) string {
 	t.Helper()
 	out, err := exec.Command(name, args...).CombinedOutput()
 	require.NoError(t, err, "%s %v: %s", name, args, out)
@@ -238,7 +238,7 @@ func run(t *testing.T, name string, args ...string) string {
 }
 
 // freeAddr returns an address on loopback that nobody listens at.
-func freeAddr(t *testing.T) string {
+func freeAddr(t testing.TB) string {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	require.NoError(t, err)
