@@ -55,6 +55,7 @@ type session struct {
 	flushing atomic.Int64 // those that may take longer
 	moved    atomic.Int64 // when a byte came, or was taken by the line
 	dir      handle       // on the directory, to make names durable
+	wider    wider        // more channels, for large files
 }
 
 // handle is the directory opened as a file, which OpenSSH allows.

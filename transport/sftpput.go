@@ -54,6 +54,8 @@ type put struct {
 	sent     int64 // that had to travel, the same bytes perhaps twice
 	safe     int64 // up to here all is as it should be, durably: what was read back may still be lost with the power
 	reported int64 // to progress
+
+	roundTrip time.Duration // to the server and back
 }
 
 // contentError is a failure of what is sent.
@@ -74,9 +76,11 @@ func (p *put) attempt(ctx context.Context, s *session) error {
 	}()
 	var fi os.FileInfo
 	stat := func() error { return s.ask(ctx, func() (err error) { fi, err = f.Stat(); return err }) }
+	asked := time.Now()
 	if err := stat(); err != nil {
 		return err
 	}
+	p.roundTrip = time.Since(asked)
 	there := fi.Size()
 	if there < p.safe {
 		p.safe = 0 // somebody has cut it
@@ -175,10 +179,11 @@ func (p *put) compare(ctx context.Context, s *session, f *sftp.File, off, end in
 
 // written is what became of a write.
 type written struct {
-	off int64
-	buf []byte
-	n   int
-	err error
+	off  int64
+	buf  []byte
+	lane *lane
+	n    int
+	err  error
 }
 
 // send writes content from off on. When it fails, what was answered without a hole stays.
@@ -187,15 +192,21 @@ func (p *put) send(ctx context.Context, s *session, f *sftp.File, off int64) err
 		next    = off // to be read and sent
 		acked   = off // answered, without a hole
 		behind  = make(map[int64]int)
-		answers = make(chan written, window)
+		answers = make(chan written, maxLanes*window)
 		free    [][]byte
 		flying  int
 		failed  error
 		flush   = &flusher{p: p, s: s}
+		lanes   = p.lanes(ctx, s, f, p.size-off, p.roundTrip)
 	)
 	defer flush.wait()
+	defer lanes.close()
 	for {
-		for failed == nil && next < p.size && flying < window && next-acked < window*int64(s.packet()) {
+		for failed == nil && next < p.size && next-acked < int64(len(lanes.all)*window*s.packet()) {
+			lane := lanes.free()
+			if lane == nil {
+				break
+			}
 			if failed = ctx.Err(); failed != nil {
 				break
 			}
@@ -214,8 +225,8 @@ func (p *put) send(ctx context.Context, s *session, f *sftp.File, off int64) err
 				break
 			}
 			go func(off int64) {
-				a := written{off: off, buf: buf}
-				a.err = s.ask(ctx, func() (err error) { a.n, err = f.WriteAt(buf[:n], off); return err })
+				a := written{off: off, buf: buf, lane: lane}
+				a.err = s.ask(ctx, func() (err error) { a.n, err = lane.f.WriteAt(buf[:n], off); return err })
 				if a.err == nil && a.n != n {
 					a.err = fmt.Errorf("%s: %d of %d bytes were written at %d", p.t.temp(p.name), a.n, n, off)
 				}
@@ -224,12 +235,14 @@ func (p *put) send(ctx context.Context, s *session, f *sftp.File, off int64) err
 			next += int64(n)
 			p.sent += int64(n)
 			flying++
+			lane.flying++
 		}
 		if flying == 0 {
 			break
 		}
 		a := <-answers
 		flying--
+		a.lane.flying--
 		free = append(free, a.buf)
 		if a.err != nil {
 			if failed == nil {

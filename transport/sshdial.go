@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"strings"
 	"sync"
@@ -231,22 +232,15 @@ func (d *dialer) openSFTP(ctx context.Context, h hop) (*session, error) {
 	defer timer.Stop()
 	defer context.AfterFunc(ctx, func() { s.kill(ctx.Err()) })()
 	go l.keepAlive(s.ctx, d.alive, s.kill)
-	ch, err := l.client.NewSession()
+	r, w, err := sftpPipe(l.client)
 	if err != nil {
-		return nil, s.failed("opening a session", err)
-	}
-	w, err1 := ch.StdinPipe()
-	r, err2 := ch.StdoutPipe()
-	if err := errors.Join(err1, err2); err != nil {
-		return nil, s.failed("opening a session", err)
-	}
-	if err := ch.RequestSubsystem("sftp"); err != nil {
 		if s.dead() == nil && strings.Contains(err.Error(), "subsystem request failed") {
 			s.kill(err)
 			return nil, noSubsystem(h.host)
 		}
 		return nil, s.failed("starting SFTP", err)
 	}
+	s.wider.pipe = func() (io.Reader, io.WriteCloser, error) { return sftpPipe(l.client) }
 	if err := s.start(r, w); err != nil {
 		return nil, s.failed("starting SFTP", err)
 	}

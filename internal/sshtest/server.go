@@ -31,6 +31,7 @@ type Options struct {
 	UserCA       ssh.PublicKey    // lets in the certificates that it signed for the user
 	MaxAuthTries int              // default: OpenSSH's 6
 	Forward      bool             // may be used as a jump host
+	MaxSessions  int              // on one connection; 0: any
 }
 
 // Server is a running server. It ends with its test.
@@ -233,8 +234,14 @@ func (s *Server) serve(line *line) {
 	s.mu.Unlock()
 	var wg sync.WaitGroup
 	wg.Go(func() { ssh.DiscardRequests(requests) }) // answers keep-alives, as OpenSSH does, with a failure
+	sessions := 0
 	for c := range channels {
+		if c.ChannelType() == "session" {
+			sessions++
+		}
 		switch {
+		case s.MaxSessions > 0 && sessions > s.MaxSessions:
+			c.Reject(ssh.ResourceShortage, "too many sessions")
 		case c.ChannelType() == "session":
 			wg.Go(func() { s.session(c, line) })
 		case c.ChannelType() == "direct-tcpip" && s.Forward:
