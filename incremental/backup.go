@@ -15,6 +15,7 @@ import (
 
 	"zodbrepl/filestorage"
 	"zodbrepl/internal/fault"
+	"zodbrepl/internal/gentle"
 )
 
 // BackupOptions says what to back up and how. Data and Repository are required.
@@ -128,7 +129,7 @@ func (b *backup) prepare() (err error) {
 		b.crash = func(string) {}
 	}
 	if b.source == nil {
-		b.source = func(f filestorage.OSFile) filestorage.Reader { return f }
+		b.source = func(f filestorage.OSFile) filestorage.Reader { return gentle.Open(f.File) }
 	}
 	if b.Now != nil {
 		b.now = b.Now()

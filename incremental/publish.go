@@ -17,6 +17,7 @@ import (
 	"zodbrepl/filestorage"
 	"zodbrepl/internal/durable"
 	"zodbrepl/internal/fault"
+	"zodbrepl/internal/gentle"
 )
 
 // write stores the bytes of ext as the next increment and publishes it. What a crash leaves at each point:
@@ -118,7 +119,7 @@ func (b *backup) store(ctx context.Context, path string, m *Manifest) error {
 	sum, storedSum := aside(md5.New()), aside(sha256.New())
 	defer sum.end()
 	defer storedSum.end()
-	stored := &counter{w: f, sum: storedSum}
+	stored := &counter{w: gentle.Open(f).Writer(), sum: storedSum}
 	out := &sink{w: stored}
 	enc := b.codec.NewWriter(out, Effort{Level: b.Level, Jobs: b.Jobs})
 	check := filestorage.NewChecker(b.Data, m.Start)

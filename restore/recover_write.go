@@ -13,6 +13,7 @@ import (
 	"zodbrepl/incremental"
 	"zodbrepl/internal/durable"
 	"zodbrepl/internal/fault"
+	"zodbrepl/internal/gentle"
 )
 
 // copyTo decodes the increments from the first on, up to the moment, into out, and checks all that it reads.
@@ -200,7 +201,7 @@ func (r *recovery) build(ctx context.Context) (err error) {
 		}
 	}()
 	index := &filestorage.Index{}
-	out := &stageWriter{w: f}
+	out := &stageWriter{w: gentle.Open(f).KeepingWriter()}
 	ext, err := r.copyTo(ctx, out, index)
 	if out.err != nil {
 		return r.unwritable(out.err)

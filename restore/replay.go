@@ -13,6 +13,7 @@ import (
 	"zodbrepl/incremental"
 	"zodbrepl/internal/durable"
 	"zodbrepl/internal/fault"
+	"zodbrepl/internal/gentle"
 )
 
 // Segment is a run of raw bytes of a master's Data.fs, from one commit boundary to another, with the proof of what
@@ -87,14 +88,18 @@ func (seg Segment) blame(ctx context.Context, err error) error {
 // spooler keeps what is written to it until that is more than max bytes.
 type spooler struct {
 	max  int
+	size int64 // how much there will be, as far as is known
 	buf  []byte
 	full bool // there was more; buf is empty
 }
 
 func (s *spooler) Write(p []byte) (int, error) {
-	if s.full = s.full || len(s.buf)+len(p) > s.max; s.full {
-		s.buf = nil
-	} else {
+	switch {
+	case s.full || max(s.size, int64(len(s.buf)+len(p))) > int64(s.max):
+		s.full, s.buf = true, nil
+	case s.buf == nil:
+		s.buf = append(make([]byte, 0, max(s.size, int64(len(p)))), p...)
+	default:
 		s.buf = append(s.buf, p...)
 	}
 	return len(p), nil
@@ -128,7 +133,7 @@ func (s *standby) append(ctx context.Context, seg Segment) error {
 		}
 		return nil
 	}
-	spool := spooler{max: s.spool}
+	spool := spooler{max: s.spool, size: seg.Position - seg.Start}
 	if err := seg.check(ctx, check, &tail, &spool); err != nil {
 		return err
 	}
@@ -283,7 +288,7 @@ func (s *standby) build(ctx context.Context, seg Segment, f *os.File) (*filestor
 		known = known || h.TID == before || h.TID > before && h.Status == filestorage.StatusPacked
 		return nil
 	}
-	out := &stageWriter{w: f}
+	out := &stageWriter{w: gentle.Open(f).KeepingWriter()}
 	var tail incremental.TailKeeper
 	err := seg.check(ctx, check, &tail, out)
 	if out.err != nil {

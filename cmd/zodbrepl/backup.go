@@ -7,6 +7,8 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"zodbrepl/incremental"
+	"zodbrepl/internal/fault"
+	"zodbrepl/internal/nice"
 	"zodbrepl/restore"
 )
 
@@ -21,6 +23,7 @@ func backupCommand() *cli.Command {
 			&cli.BoolFlag{Name: "deep", Usage: "compare all that is backed up with Data.fs first, not only its end"},
 			&cli.StringFlag{Name: "codec", Usage: "the `CODEC` that increments are stored with: gzip, none, or zstd, which repozo does not read; by default gzip, and zstd in a repository of zstd"},
 			levelFlag, jobsFlag,
+			&cli.StringFlag{Name: "nice", Usage: "how far to stand back behind the server: `HOW` is low (nice 10, lowest usual I/O priority), idle (only what nobody else wants) or none", Value: string(nice.Low)},
 			&cli.StringSliceFlag{Name: "ship", Usage: "carry the increments to `TARGET` afterwards, as ship does; may be repeated"},
 			jsonFlag, verboseFlag,
 		),
@@ -44,12 +47,19 @@ func backupAction(c *cli.Context) error {
 	if err := checkJobs(c); err != nil {
 		return err
 	}
+	level, err := nice.Parse(c.String("nice"))
+	if err != nil {
+		return fault.New(fault.Usage, "backup: --nice").Because(err).Keeping("nothing was done").Remedy("zodbrepl backup --help")
+	}
 	to, err := targetOptions(c)
 	if err != nil {
 		return err
 	}
 	tell, done := progress(c, "backup")
 	log := logger(c, c.Bool("verbose"))
+	if err := nice.Apply(level); err != nil {
+		log.Info("the priority could not be lowered", "cause", err)
+	}
 	res, err := restore.Backup(c.Context, incremental.BackupOptions{
 		Data: c.String("file"), Repository: incremental.Dir(c.String("repository")), Full: c.Bool("full"), Deep: c.Bool("deep"),
 		Codec: c.String("codec"), Effort: incremental.Effort{Level: c.Int("level"), Jobs: c.Int("jobs")}, Version: version, Log: log, Progress: tell,

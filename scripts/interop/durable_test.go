@@ -38,7 +38,7 @@ func traced(t *testing.T, args ...string) []sysCall {
 	t.Helper()
 	log := filepath.Join(t.TempDir(), "trace")
 	cmd := exec.Command("strace", append([]string{"-f", "-y", "-s", "0", "-o", log,
-		"-e", "trace=write,pwrite64,ftruncate,fsync,fdatasync,rename,renameat,renameat2,unlink,unlinkat", binary}, args...)...)
+		"-e", "trace=write,pwrite64,pwritev2,ftruncate,fsync,fdatasync,rename,renameat,renameat2,unlink,unlinkat", binary}, args...)...)
 	out, err := cmd.CombinedOutput()
 	require.NoError(t, err, "%s", out)
 	f, err := os.Open(log)
@@ -71,7 +71,7 @@ func parseCall(name, args string) []sysCall {
 	case "unlink", "unlinkat":
 		return []sysCall{{op: "unlink", path: quoted.FindStringSubmatch(args)[1]}}
 	}
-	op := map[string]string{"write": "write", "pwrite64": "write", "fsync": "fsync", "fdatasync": "fsync", "ftruncate": "truncate"}[name]
+	op := map[string]string{"write": "write", "pwrite64": "write", "pwritev2": "write", "fsync": "fsync", "fdatasync": "fsync", "ftruncate": "truncate"}[name]
 	if m := ofFD.FindStringSubmatch(args); m != nil && filepath.IsAbs(m[1]) {
 		return []sysCall{{op: op, path: m[1]}}
 	}
