@@ -59,7 +59,7 @@ race: ## the same under the race detector, which needs a C compiler
 .PHONY: interop
 interop: ## tests against the real ZODB, ZEO, repozo and OpenSSH; installs what it needs
 	scripts/venv.sh
-	scripts/debian.sh strace zstd systemd-analyze:systemd ip:iproute2 sshd:openssh-server sftp:openssh-client ocf-tester:resource-agents xmllint:libxml2-utils keepalived curl
+	scripts/debian.sh strace zstd mkfs.xfs:xfsprogs systemd-analyze:systemd ip:iproute2 sshd:openssh-server sftp:openssh-client ocf-tester:resource-agents xmllint:libxml2-utils keepalived curl
 	CGO_ENABLED=0 $(GO) test -tags interop -count=1 -timeout 20m $(GOTESTFLAGS) ./scripts/interop/...
 	CGO_ENABLED=0 $(GO) test -tags interop -count=1 -timeout 20m $(GOTESTFLAGS) ./scripts/kill -kill.rounds=60
 

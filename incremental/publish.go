@@ -17,7 +17,6 @@ import (
 	"zodbrepl/filestorage"
 	"zodbrepl/internal/durable"
 	"zodbrepl/internal/fault"
-	"zodbrepl/internal/gentle"
 )
 
 // write stores the bytes of ext as the next increment and publishes it. What a crash leaves at each point:
@@ -119,13 +118,18 @@ func (b *backup) store(ctx context.Context, path string, m *Manifest) error {
 	sum, storedSum := aside(md5.New()), aside(sha256.New())
 	defer sum.end()
 	defer storedSum.end()
-	stored := &counter{w: gentle.Open(f).Writer(), sum: storedSum}
+	raw, into, err := b.share(f, m)
+	if err != nil {
+		return err
+	}
+	defer raw.Close()
+	stored := &counter{w: into, sum: storedSum}
 	out := &sink{w: stored}
 	enc := b.codec.NewWriter(out, Effort{Level: b.Level, Jobs: b.Jobs})
 	check := filestorage.NewChecker(b.Data, m.Start)
 	blobs := blobCollector{data: b.data}
 	check.OnRecord = blobs.add
-	in := &progressReader{&meter{r: b.data.Section(m.Start, m.End), ctx: ctx}, b.Progress, 0, m.End - m.Start}
+	in := &progressReader{&meter{r: raw, ctx: ctx}, b.Progress, 0, m.End - m.Start}
 	n, err := io.CopyBuffer(io.MultiWriter(check, sum, enc), in, make([]byte, 1<<20))
 	err = errors.Join(err, enc.Close())
 	switch {

@@ -15,7 +15,7 @@ import (
 	"zodbrepl/internal/fault"
 )
 
-// Source is what is needed to read a repository, wherever it is.
+// Source is what is needed to read a repository, wherever it is. Several goroutines may use it at once.
 type Source interface {
 	// List returns the directory's entries, sorted by name.
 	List(ctx context.Context) ([]fs.DirEntry, error)

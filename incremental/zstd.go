@@ -26,7 +26,7 @@ type zstdCodec struct{}
 
 const (
 	frameSize  = 4 << 20
-	zstdLevel  = 2
+	zstdLevel  = 1
 	zstdLevels = 4
 	zstdJobs   = 6 // bounds the memory to about 12 MiB each
 
