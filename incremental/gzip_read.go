@@ -133,7 +133,7 @@ func (g *gzipReader) begin() {
 		g.ended = true
 		return
 	}
-	stored := storedBuffers.Get().(*bytes.Buffer)
+	stored := storedBuffers.Get()
 	stored.Reset()
 	// It grows with what is there, not with what is claimed. An error comes again, see stickyReader.
 	stored.ReadFrom(io.LimitReader(g.br, int64(n)))

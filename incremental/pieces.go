@@ -59,7 +59,7 @@ func (p *pieceWriter) flush() {
 	p.raw, p.any = nil, true
 	p.order <- result
 	go func() {
-		out := storedBuffers.Get().(*bytes.Buffer)
+		out := storedBuffers.Get()
 		out.Reset()
 		err := p.encode(raw, out)
 		result <- piece{len(raw), out, err}
@@ -104,26 +104,26 @@ func (p *pieceWriter) failure() error {
 
 // Buffers of pieces are used again: they are large, and there are thousands in a full.
 var (
-	members       = sync.Pool{New: func() any { return new([memberSize]byte) }}
-	frames        = sync.Pool{New: func() any { return new([frameSize]byte) }}
-	storedBuffers = sync.Pool{New: func() any { return new(bytes.Buffer) }}
+	members       = pool[[]byte]{make: func() []byte { return make([]byte, 0, memberSize) }}
+	frames        = pool[[]byte]{make: func() []byte { return make([]byte, 0, frameSize) }}
+	storedBuffers = pool[*bytes.Buffer]{make: func() *bytes.Buffer { return new(bytes.Buffer) }}
 )
 
 // takeRaw returns an empty buffer for the raw bytes of a piece; size is memberSize or frameSize.
 func takeRaw(size int) []byte {
 	if size == memberSize {
-		return members.Get().(*[memberSize]byte)[:0]
+		return members.Get()
 	}
-	return frames.Get().(*[frameSize]byte)[:0]
+	return frames.Get()
 }
 
 // giveRaw takes a buffer of takeRaw back. Others, and nil, are left to the collector.
 func giveRaw(b []byte) {
 	switch cap(b) {
 	case memberSize:
-		members.Put((*[memberSize]byte)(b[:memberSize]))
+		members.Put(b[:0])
 	case frameSize:
-		frames.Put((*[frameSize]byte)(b[:frameSize]))
+		frames.Put(b[:0])
 	}
 }
 

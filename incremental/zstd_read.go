@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"hash"
 	"io"
-	"sync"
 
 	"github.com/klauspost/compress/zstd"
 )
@@ -99,7 +98,7 @@ func (z *zstdReader) begin() error {
 	if binary.LittleEndian.Uint32(magic) == tableMagic {
 		return z.end()
 	}
-	stored := storedBuffers.Get().(*bytes.Buffer)
+	stored := storedBuffers.Get()
 	stored.Reset()
 	raw, err := readFrame(z.br, stored)
 	if err != nil {
@@ -208,11 +207,11 @@ func (z *zstdReader) end() error {
 	}
 }
 
-var frameDecoders sync.Pool
+var frameDecoders pool[*zstd.Decoder]
 
 // decodeFrame decodes u.stored into u.raw, whose capacity bounds it.
 func decodeFrame(u *unpacking) error {
-	d, _ := frameDecoders.Get().(*zstd.Decoder)
+	d := frameDecoders.Get()
 	if d == nil {
 		var err error
 		d, err = zstd.NewReader(nil, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true),
