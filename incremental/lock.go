@@ -168,5 +168,5 @@ func (f Fence) Check(dir Dir, epoch int) error {
 	return fault.New(fault.Refused, "repository %s: this host is at epoch %d, but epoch %d was seen at %s on %s: another host was promoted",
 		dir, epoch, f.Epoch, f.Where, f.Seen.UTC().Format(time.RFC3339)).
 		Keeping("nothing was backed up").
-		Remedy("stop the ZEO server here; keep this Data.fs, it may hold transactions that the new master lacks; then make this host a standby of the new master")
+		Remedy("stop the ZEO server here; then make this host a standby of the new master, which keeps what only this Data.fs has: zodbrepl rejoin --data DATA.FS --from DIR")
 }

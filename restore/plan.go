@@ -155,7 +155,8 @@ func oneBranch(repo *incremental.Repository, sorted []*incremental.Manifest, hea
 	return nil
 }
 
-const splitBrain = "decide which of the two is the master and stop ZEO and the backups on the other; see \"Split brain\" in docs/operations.md"
+const splitBrain = "decide which of the two is the master (zodbrepl diff shows what each has) and stop ZEO and the backups on the other; there, and on its standbys, " +
+	"zodbrepl rejoin; see \"Split brain\" in docs/operations.md"
 
 // parted refuses an increment of another branch than the standby's: it follows another promotion.
 func parted(repo *incremental.Repository, m *incremental.Manifest, st State) error {

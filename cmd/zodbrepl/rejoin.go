@@ -31,7 +31,7 @@ watch builds a new one from the full. A dry run tells that, and the space that i
 
 The ZEO server must be stopped. A standby whose Data.fs has left the history that it follows rejoins in the same way. It
 refuses while no other host was promoted after this one. After a crash, run it again.`,
-		"zodbrepl rejoin --data /srv/zeo/Data.fs --from /mnt/zodb --dry-run", 3, 4, 5, 6)
+		"zodbrepl rejoin --data /srv/zeo/Data.fs --from /mnt/zodb --dry-run", 3, 4, 5, 6, 75)
 }
 
 func rejoinAction(c *cli.Context) error {

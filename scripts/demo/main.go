@@ -45,6 +45,7 @@ func scenes(s *stage) {
 	d.promotion()
 	d.staleMaster()
 	d.behindItsBack()
+	d.failback()
 	d.verify()
 }
 
@@ -266,6 +267,22 @@ func (d *demo) behindItsBack() {
 	d.run(0, "grow -f bms2/Data.fs -count 10 -interval 5ms -pack 0 && zodbrepl backup -f bms2/Data.fs -r shared")
 	d.run(0, third)
 	d.check(string(d.read("bms3/Data.fs")) == string(d.read("bms2/Data.fs")), "bms3 has what the new master has")
+}
+
+func (d *demo) failback() {
+	d.title("The former master comes back")
+	d.tell("bms1 is repaired. What it committed after the promotion is on no other host. rejoin finds the last transaction that both have, keeps " +
+		"everything behind it in a file, lists it for people, and only then cuts Data.fs, so that bms1 follows with deltas. First only a look:")
+	before := string(d.read("bms1/Data.fs"))
+	rejoin := "zodbrepl rejoin --data bms1/Data.fs --from shared"
+	out := d.run(0, rejoin+" --dry-run | cut -c1-160 | grep -v '^  '")
+	d.check(strings.Contains(out, "would be cut") && string(d.read("bms1/Data.fs")) == before, "a dry run changes nothing")
+	d.run(0, rejoin+" | tail -3")
+	d.run(0, "head -9 bms1/Data.fs.diverged-*.txt | cut -c1-120")
+	d.run(0, "zodbrepl watch --from shared --data bms1/Data.fs --once")
+	d.check(string(d.read("bms1/Data.fs")) == string(d.read("bms2/Data.fs")), "bms1 has what the new master has, and got only the deltas")
+	out = d.run(1, "zodbrepl diff -n 1 bms1/Data.fs.diverged-???????????????? bms2/Data.fs")
+	d.check(strings.Contains(out, "only in A"), "diff shows what was kept, and which objects both have changed")
 }
 
 // stamps returns those of the increments in a repository, oldest first.

@@ -1,0 +1,69 @@
+package restore
+
+import (
+	"path/filepath"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"zodbrepl/internal/fault"
+)
+
+func TestOneOfTwoPromotedNodesGivesUpWhenTold(t *testing.T) {
+	one, two, _ := split(t)
+	two.write(2)
+	two.mustSave(two.shipped)
+	one.write(1)
+	one.mustSave(one.shipped)
+	f := &failover{pair: two, former: two.data}
+	fromOne := func(o *RejoinOptions) { o.Source = one.shipped }
+	giveUp := func(o *RejoinOptions) { o.GiveUp = true }
+
+	before := tree(t, filepath.Dir(two.data))
+	_, err := f.rejoin(fromOne)
+	require.ErrorIs(t, err, fault.Refused)
+	require.ErrorContains(t, err, "two masters")
+	require.Contains(t, fault.Next(err), "--give-up")
+	require.Equal(t, before, tree(t, filepath.Dir(two.data)))
+	_, err = f.rejoin(giveUp)
+	require.ErrorIs(t, err, fault.Refused, "its own directory has no other master")
+	require.Equal(t, before, tree(t, filepath.Dir(two.data)))
+
+	all := raw(t, two.data)
+	res, err := f.rejoin(fromOne, giveUp)
+	require.NoError(t, err)
+	require.EqualValues(t, 2, res.Only.Transactions)
+	require.Equal(t, res.Common.Position, one.state().Promotions.Last().Position)
+	requireKept(t, res.Saved, all, res.Common.Position)
+	require.Equal(t, one.state().Promotions, two.state().Promotions)
+	two.shipped = one.shipped
+	_, err = two.watch()
+	require.NoError(t, err)
+	requireSame(t, one.standbyBytes(), two.standbyBytes())
+	one.write(1)
+	one.mustSave(one.shipped)
+	_, err = two.watch()
+	require.NoError(t, err)
+	requireSame(t, one.standbyBytes(), two.standbyBytes())
+}
+
+// A standby of the one that gives up goes over to the other in the same way, without being told twice: it is no master.
+func TestAStandbyOfTheOneThatGaveUpGoesOver(t *testing.T) {
+	one, two, third := split(t)
+	two.write(2)
+	two.mustSave(two.shipped)
+	third.shipped = two.shipped
+	_, err := third.watch()
+	require.ErrorIs(t, err, fault.Diverged)
+	require.Contains(t, fault.Next(err), "zodbrepl rejoin")
+	all := third.standbyBytes()
+	res, err := (&failover{pair: third, former: third.data}).rejoin()
+	require.NoError(t, err)
+	require.Equal(t, RejoinDeltas, res.Way)
+	require.EqualValues(t, 2, res.Only.Transactions, "that the first of the two had written")
+	requireKept(t, res.Saved, all, res.Common.Position)
+	_, err = third.watch()
+	require.NoError(t, err)
+	requireSame(t, two.standbyBytes(), third.standbyBytes())
+	require.Equal(t, Promoted, one.state().Role)
+}
