@@ -101,6 +101,8 @@ type Fence struct {
 	Epoch   int       `json:"epoch"`
 	Where   string    `json:"where"` // where it was seen
 	Seen    time.Time `json:"seen"`
+	// Own: it is the epoch of the promoted node that backs up here, which may have written nothing in it yet.
+	Own bool `json:"own,omitempty"`
 }
 
 // FenceName is the name of the fence's file.
@@ -135,9 +137,9 @@ func (b *backup) raiseOwnFence() error {
 		return nil
 	}
 	p := b.Promotions.Last()
-	fence := Fence{Lineage: b.Lineage, Epoch: p.Epoch, Where: "the promotion of host " + p.Host, Seen: p.Time}
+	fence := Fence{Lineage: b.Lineage, Epoch: p.Epoch, Where: "the promotion of host " + p.Host, Seen: p.Time, Own: true}
 	old, err := ReadFence(context.Background(), b.Repository)
-	if err != nil || old.Epoch >= fence.Epoch {
+	if err != nil || old.covers(fence) {
 		return err
 	}
 	b.announce()
@@ -150,7 +152,7 @@ func (f Fence) Raise(dir Dir) error {
 	if err != nil {
 		return err
 	}
-	if old.Epoch >= f.Epoch {
+	if old.covers(f) {
 		return nil
 	}
 	b, err := f.Encode()
@@ -158,6 +160,11 @@ func (f Fence) Raise(dir Dir) error {
 		return err
 	}
 	return durable.WriteFile(dir.Path(fenceName), b, 0o644)
+}
+
+// covers says whether there is nothing in f that the repository does not know.
+func (f Fence) covers(other Fence) bool {
+	return f.Epoch > other.Epoch || f.Epoch == other.Epoch && (f.Own || !other.Own)
 }
 
 // Check refuses a write in an older epoch.

@@ -179,7 +179,7 @@ func (s *shipment) answers(ctx context.Context, own *incremental.Manifest, v *in
 	}
 	s.res.Standbys = append(s.res.Standbys, answers...)
 	for _, a := range answers {
-		if a.Lineage == own.Lineage && a.Epoch > own.Epoch {
+		if a.Lineage == own.Lineage && a.Epoch > s.epoch {
 			return s.raiseFence(a.Lineage, a.Epoch, fmt.Sprintf("the standby %s on host %s", a.Data, a.Host))
 		}
 		if a.Lineage == own.Lineage && a.Role == "standby" {

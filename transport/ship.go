@@ -69,7 +69,8 @@ func Ship(ctx context.Context, o ShipOptions) ([]TargetResult, error) {
 	if err := shippable(o.Repository, chains, others); err != nil {
 		return nil, err
 	}
-	if err := fenced(o.Repository, chains); err != nil {
+	epoch, err := ownEpoch(o.Repository, chains)
+	if err != nil {
 		return nil, err
 	}
 	results := make([]TargetResult, len(o.Targets))
@@ -78,7 +79,7 @@ func Ship(ctx context.Context, o ShipOptions) ([]TargetResult, error) {
 	var fence sync.Mutex
 	for i, where := range o.Targets {
 		wg.Go(func() {
-			s := &shipment{ShipOptions: o, where: where, repo: repo, chains: chains, others: others, fence: &fence,
+			s := &shipment{ShipOptions: o, where: where, repo: repo, chains: chains, others: others, fence: &fence, epoch: epoch,
 				res: TargetResult{Target: where, Increments: []incremental.Stamp{}, Standbys: []incremental.Answer{}}}
 			if errs[i] = s.run(ctx); errs[i] != nil {
 				s.res.Error = errs[i].Error()
@@ -122,17 +123,22 @@ func checkPlace(dir incremental.Dir, where string) error {
 	return nil
 }
 
-// fenced refuses when the repository knows of a higher epoch than its own: what it holds is a stale master's.
-func fenced(dir incremental.Dir, chains []incremental.Chain) error {
+// ownEpoch is the epoch of whoever backs up into the repository: that of its newest increment, or the higher one of a node
+// that was promoted and has written nothing since. It refuses when the repository knows of a higher epoch of another
+// host's: what it holds is a stale master's then.
+func ownEpoch(dir incremental.Dir, chains []incremental.Chain) (int, error) {
 	fence, err := incremental.ReadFence(context.Background(), dir)
 	if err != nil {
-		return err
+		return 0, err
 	}
 	own := chains[len(chains)-1].Last().Manifest
-	if fence.Epoch <= own.Epoch || fence.Lineage != own.Lineage {
-		return nil
+	switch {
+	case fence.Epoch <= own.Epoch || fence.Lineage != own.Lineage:
+		return own.Epoch, nil
+	case fence.Own:
+		return fence.Epoch, nil
 	}
-	return superseded(fence.Epoch, fence.Where)
+	return 0, superseded(fence.Epoch, fence.Where)
 }
 
 // shipment is a run for one target.
@@ -143,6 +149,7 @@ type shipment struct {
 	chains []incremental.Chain
 	others []incremental.Problem // what belongs to no chain
 	fence  *sync.Mutex           // guards the repository's fence among the targets
+	epoch  int                   // of whoever backs up into the repository
 	target Target
 	res    TargetResult
 	plan   plan

@@ -50,7 +50,7 @@ func (s *shipment) targetFence(ctx context.Context, own *incremental.Manifest, v
 		return err
 	}
 	s.fenced = fence.Epoch
-	if fence.Lineage == own.Lineage && fence.Epoch > own.Epoch {
+	if fence.Lineage == own.Lineage && fence.Epoch > s.epoch {
 		return s.raiseFence(fence.Lineage, fence.Epoch, fmt.Sprintf("the fence on %s (%s)", s.where, fence.Where))
 	}
 	return nil

@@ -129,9 +129,9 @@ func TestWrongTransitionsAreRefused(t *testing.T) {
 	b.good("promote", "--data", b.data)
 	refuse("the promoted node follows", b, 3, "was promoted", "watch", "--once", "--from", b.repo, "--data", b.data)
 	refuse("the promoted node rejoins", b, 3, "no other host was promoted", "rejoin", "--data", b.data, "--from", b.repo)
-	before := kept(t, b.dir)
+	before := kept(t, filepath.Dir(b.data))
 	require.Contains(t, b.good("promote", "--data", b.data), "was promoted before", "twice is no matter")
-	untouched(t, before, b.dir)
+	untouched(t, before, filepath.Dir(b.data)) // it tells of itself again, in the repository
 	commit(t, b.data, 2)
 	require.Contains(t, b.good("backup", "-v", "-f", b.data, "-r", b.repo), "delta")
 
