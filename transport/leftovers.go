@@ -16,15 +16,16 @@ const asideSuffix = ".replaced" + durable.TempSuffix
 // staleAfter is when a temporary file that is not this repository's is nobody's any more.
 const staleAfter = 7 * 24 * time.Hour
 
-// temporary returns the stamp of the file that a temporary file was to become; ok is false for names that are not ours.
+// temporary returns the stamp of the increment's file that a temporary file was to become; ok is false for any other.
 func temporary(name string) (stamp incremental.Stamp, ok bool) {
 	final, ok := strings.CutSuffix(name, asideSuffix)
 	if !ok {
 		final, ok = strings.CutSuffix(name, durable.TempSuffix)
 	}
-	stem, _, dot := strings.Cut(final, ".")
+	stem, kind, _ := strings.Cut(final, ".")
 	stamp, err := incremental.ParseStamp(stem)
-	return stamp, ok && dot && err == nil
+	sent := kind == "manifest" || kind == "dat" || strings.HasPrefix(kind, "fs") || strings.HasPrefix(kind, "deltafs")
+	return stamp, ok && sent && err == nil
 }
 
 // sweep removes the temporary files on the target with which no run will go on: those that were there before a run in

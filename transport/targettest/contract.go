@@ -194,8 +194,8 @@ func halve(t *testing.T, p Place, content []byte, n int64) {
 }
 
 func contractResume(t *testing.T, p Place) {
-	content := text(2, 5<<20+3)
-	for i, half := range []int64{1, 70_000, 1 << 20, 3<<20 + 5, int64(len(content)) - 1} {
+	content := text(2, 2<<20+3)
+	for i, half := range []int64{1, 70_000, 1<<20 + 5, int64(len(content)) - 1} {
 		require.NoError(t, p.Remove(t.Context(), file))
 		halve(t, p, content, half)
 		require.EqualValues(t, int64(len(content))-half, mustPut(t, p, file, content), "round %d", i)
