@@ -265,6 +265,10 @@ func (p *put) send(ctx context.Context, s *session, f *sftp.File, off int64) err
 			failed = err
 		}
 	}
+	var status *sftp.StatusError
+	if errors.As(failed, &status) && s.dead() == nil {
+		failed = p.t.explain(ctx, failed) // before the cut makes room, and nobody knows that the disk was full
+	}
 	if failed != nil && len(behind) > 0 && s.dead() == nil {
 		// Cut at the first hole; the next Put would find it as well.
 		_ = s.ask(context.WithoutCancel(ctx), func() error { return f.Truncate(acked) })
