@@ -81,11 +81,19 @@ type lanes struct {
 	ended chan struct{}
 }
 
-// lanes begins to open the file on more channels if n bytes are worth it, at a distance of roundTrip.
-func (p *put) lanes(ctx context.Context, s *session, f *sftp.File, n int64, roundTrip time.Duration) *lanes {
+// answered says when something was asked that has just been answered, with nothing else under way. The quickest answer
+// is what the line needs; the others waited for a busy machine as well.
+func (s *session) answered(asked time.Time) {
+	if took := int64(time.Since(asked)); took < s.roundTrip.Load() || s.roundTrip.Load() == 0 {
+		s.roundTrip.Store(took)
+	}
+}
+
+// lanes begins to open the file on more channels if n bytes are worth it, at that distance.
+func (p *put) lanes(ctx context.Context, s *session, f *sftp.File, n int64) *lanes {
 	l := &lanes{s: s, all: []*lane{{f: f}}, ready: make(chan *lane, maxLanes), ended: make(chan struct{})}
 	ctx, l.stop = context.WithCancel(ctx)
-	if n < wideFrom || roundTrip < farAway || s.out != nil {
+	if n < wideFrom || s.roundTrip.Load() < int64(farAway) || s.out != nil {
 		close(l.ended)
 		return l
 	}

@@ -56,6 +56,8 @@ type session struct {
 	moved    atomic.Int64 // when a byte came, or was taken by the line
 	dir      handle       // on the directory, to make names durable
 	wider    wider        // more channels, for large files
+
+	roundTrip atomic.Int64 // the quickest there was, in nanoseconds
 }
 
 // handle is the directory opened as a file, which OpenSSH allows.

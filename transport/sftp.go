@@ -170,6 +170,7 @@ func (t *sftpTarget) Stat(ctx context.Context, name string) (size int64, exists 
 }
 
 func (s *session) lstat(ctx context.Context, path string) (fi os.FileInfo, err error) {
+	defer s.answered(time.Now())
 	err = s.ask(ctx, func() (err error) { fi, err = s.client.Lstat(path); return err })
 	return fi, err
 }

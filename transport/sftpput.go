@@ -54,8 +54,6 @@ type put struct {
 	sent     int64 // that had to travel, the same bytes perhaps twice
 	safe     int64 // up to here all is as it should be, durably: what was read back may still be lost with the power
 	reported int64 // to progress
-
-	roundTrip time.Duration // to the server and back
 }
 
 // contentError is a failure of what is sent.
@@ -80,7 +78,7 @@ func (p *put) attempt(ctx context.Context, s *session) error {
 	if err := stat(); err != nil {
 		return err
 	}
-	p.roundTrip = time.Since(asked)
+	s.answered(asked)
 	there := fi.Size()
 	if there < p.safe {
 		p.safe = 0 // somebody has cut it
@@ -197,7 +195,7 @@ func (p *put) send(ctx context.Context, s *session, f *sftp.File, off int64) err
 		flying  int
 		failed  error
 		flush   = &flusher{p: p, s: s}
-		lanes   = p.lanes(ctx, s, f, p.size-off, p.roundTrip)
+		lanes   = p.lanes(ctx, s, f, p.size-off)
 	)
 	defer flush.wait()
 	defer lanes.close()
