@@ -52,6 +52,11 @@ func (s *standby) catchUp(ctx context.Context, src incremental.Source) (applied 
 }
 
 func (s *standby) apply(ctx context.Context, repo *incremental.Repository, m *incremental.Manifest) error {
+	if s.allowed != nil {
+		if err := s.allowed(); err != nil {
+			return err
+		}
+	}
 	seg, err := segmentOf(repo, m)
 	if err != nil {
 		return err

@@ -14,6 +14,7 @@ const (
 	conditionBad       = "bad-increment"
 	conditionStale     = "stale-epoch"
 	conditionAddress   = "master-address"
+	conditionName      = "address-unknown" // a name given with --refuse-if-address cannot be resolved
 	conditionDiverged  = "divergence"
 	conditionNoSource  = "source-unreadable"
 	conditionUnwritten = "failed"
@@ -27,11 +28,14 @@ func conditionOf(err error) Condition {
 	c := Condition{Name: conditionUnwritten, Message: err.Error(), Next: fault.Next(err)}
 	var src *sourceError
 	var addr *addressError
+	var name *unresolvedError
 	switch {
 	case errors.Is(err, fault.Diverged):
 		c.Name = conditionDiverged
 	case errors.As(err, &addr):
 		c.Name = conditionAddress
+	case errors.As(err, &name):
+		c.Name = conditionName
 	case errors.Is(err, fault.Refused):
 		c.Name = conditionStale
 	case errors.As(err, &src), errors.Is(err, fault.Unreachable):

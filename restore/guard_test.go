@@ -115,8 +115,14 @@ func TestTheGuardRefusesAndChangesNothing(t *testing.T) {
 			kind: fault.Refused, code: 3, says: "this host has the address 127.0.0.1", next: "zodbrepl promote"},
 		{name: "the master's address, mapped into IPv6", do: nil, options: func(o *WatchOptions) { o.RefuseIfAddress = []string{"::ffff:127.0.0.1"} },
 			kind: fault.Refused, code: 3, says: "127.0.0.1", next: "zodbrepl promote"},
-		{name: "an address that is none", do: nil, options: func(o *WatchOptions) { o.RefuseIfAddress = []string{"bms1"} },
-			kind: fault.Usage, code: 2, says: "is no IP address"},
+		{name: "an address that is none", do: nil, options: func(o *WatchOptions) { o.RefuseIfAddress = []string{"10.0.0.5/24"} },
+			kind: fault.Usage, code: 2, says: "is no IP address", next: "such as 10.0.0.5"},
+		{name: "a name of the master's address", do: nil, options: func(o *WatchOptions) {
+			o.RefuseIfAddress, o.resolve = []string{"zeo.example"}, resolving("192.0.2.1", "127.0.0.1")
+		}, kind: fault.Refused, code: 3, says: "this host has the address zeo.example (127.0.0.1)", next: "zodbrepl promote"},
+		{name: "the master's address in IPv6", do: nil, options: func(o *WatchOptions) {
+			o.RefuseIfAddress, o.resolve = []string{"zeo.example"}, resolving("::ffff:127.0.0.1")
+		}, kind: fault.Refused, code: 3, says: "127.0.0.1", next: "zodbrepl promote"},
 		{name: "a state file that is damaged", do: func(t *testing.T, p *pair) {
 			change(t, statePath(p.data), func(b []byte) []byte { return b[:len(b)/2] })
 		}, code: 1, says: "state file", next: "move the state file away"},

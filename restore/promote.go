@@ -45,9 +45,17 @@ type PromoteResult struct {
 	LastTID  filestorage.TID `json:"last_tid"`
 	LastTime time.Time       `json:"last_time"`
 	// Applied counts the increments that this run applied before.
-	Applied int       `json:"applied"`
-	Already bool      `json:"already"` // it had been promoted before
-	Missing []Missing `json:"missing"` // what is known not to have been applied
+	Applied int  `json:"applied"`
+	Already bool `json:"already"` // it had been promoted before
+	// Handover: the master handed over, so nothing is missing.
+	Handover bool      `json:"handover,omitempty"`
+	Missing  []Missing `json:"missing"` // what is known not to have been applied
+	// Unapplied counts the increments among Missing. Lag is how far, in seconds, the last transaction here is behind the last
+	// that is known.
+	Unapplied int     `json:"unapplied"`
+	Lag       float64 `json:"lag"`
+	// Newest is the last increment that the master is known to have made: what it committed later is not known. nil: none.
+	Newest *Newest `json:"newest,omitempty"`
 }
 
 // Promote makes a standby the master: it applies everything that is complete, writes the index, raises the epoch and
@@ -113,15 +121,15 @@ func (o PromoteOptions) promote(ctx context.Context) (res PromoteResult, err err
 	}
 	defer func() { err = errors.Join(err, s.close()) }()
 
-	applied, missing, epoch, err := o.drain(ctx, s)
+	d, err := o.drain(ctx, s)
 	if err != nil {
 		return res, err
 	}
 	if s.file == nil || s.state.Applied.Position == 0 {
 		e := fault.New(fault.Gap, "%s holds nothing yet: no full has been applied", o.Data).
 			Keeping("nothing was changed").Remedy("recover it from a repository: zodbrepl recover")
-		if len(missing) > 0 {
-			e = e.Because(errors.New(missing[0].Why))
+		if len(d.missing) > 0 {
+			e = e.Because(errors.New(d.missing[0].Why))
 		}
 		return res, e
 	}
@@ -129,16 +137,18 @@ func (o PromoteOptions) promote(ctx context.Context) (res PromoteResult, err err
 		return res, err
 	}
 	s.at("indexed")
-	branch, handed, err := o.succession(ctx, s, epoch)
+	branch, handed, err := o.succession(ctx, s, d.epoch)
 	if err != nil {
 		return res, err
 	}
-	if err := s.become(branch, Promotion{Missing: missing, Handover: handed}); err != nil {
+	record := d.record(o.Now())
+	record.Handover = handed
+	if err := s.become(branch, record); err != nil {
 		return res, err
 	}
 	s.announce(ctx, o.Source, o.Tell)
 	res = promoted(o.Data, s.state)
-	res.Applied = applied
+	res.Applied = d.applied
 	return res, nil
 }
 
@@ -172,72 +182,6 @@ func (s *standby) announce(ctx context.Context, src incremental.Source, tell fun
 	}
 }
 
-// drain applies what is complete. What cannot be applied is returned as missing, and the highest epoch that was seen.
-func (o PromoteOptions) drain(ctx context.Context, s *standby) (applied int, missing []Missing, epoch int, err error) {
-	missing = []Missing{}
-	if o.Source == nil {
-		return 0, missing, 0, nil
-	}
-	applied, err = s.catchUp(ctx, o.Source)
-	var source *sourceError
-	switch {
-	case ctx.Err() != nil:
-		return applied, missing, 0, ctx.Err()
-	case errors.As(err, &source):
-		o.Log.Warn("the source could not be read: what it holds beyond this position is not applied", "cause", err)
-		return applied, append(missing, Missing{Why: err.Error()}), 0, nil
-	case errors.Is(err, fault.Gap), errors.Is(err, fault.Unverified), errors.Is(err, fault.Refused):
-		missing = append(missing, Missing{Why: err.Error()})
-	case err != nil:
-		return applied, missing, 0, err
-	}
-	repo, err := incremental.Open(ctx, o.Source)
-	if err != nil {
-		return applied, append(missing, Missing{Why: err.Error()}), 0, nil
-	}
-	ms, problems, err := repo.Manifests(ctx)
-	if err != nil {
-		return applied, missing, 0, err
-	}
-	// Another host that was promoted, and has backed up nothing yet, has told of it.
-	answers, _, err := incremental.ReadAnswers(ctx, o.Source)
-	if ctx.Err() != nil {
-		return applied, missing, 0, ctx.Err()
-	}
-	if err != nil {
-		return applied, append(missing, Missing{Why: err.Error()}), 0, nil
-	}
-	for _, a := range answers {
-		if a.Lineage == s.state.Lineage {
-			epoch = max(epoch, a.Epoch)
-		}
-	}
-	offers, err := incremental.ReadOffers(ctx, o.Source)
-	if ctx.Err() != nil {
-		return applied, missing, 0, ctx.Err()
-	}
-	if err != nil {
-		missing = append(missing, Missing{Why: err.Error()})
-	}
-	for _, f := range offers {
-		if f.Lineage == s.state.Lineage && f.State != incremental.Withdrawn && f.Successor != answerOf(o.Data, s.state).Name() {
-			epoch = max(epoch, f.Epoch)
-		}
-	}
-	for _, m := range ms {
-		epoch = max(epoch, m.Epoch)
-		if m.Stamp > s.state.Applied.Stamp {
-			missing = append(missing, Missing{Increment: m.File, LastTID: m.LastTID, Why: "not applied"})
-		}
-	}
-	for _, p := range problems {
-		if _, ok := incremental.StampOfManifest(p.File); ok && p.File > incremental.ManifestName(s.state.Applied.Stamp) {
-			missing = append(missing, Missing{Increment: p.File, Why: p.Err.Error()})
-		}
-	}
-	return applied, missing, epoch, nil
-}
-
 // retryLock tries to get what another process holds until the deadline.
 func retryLock[T any](ctx context.Context, deadline time.Time, get func() (T, error)) (T, error) {
 	for {
@@ -264,6 +208,11 @@ func promoted(data string, st State) PromoteResult {
 		LastTID: st.Applied.LastTID, LastTime: st.Applied.LastTID.Time(), Missing: []Missing{}}
 	if st.Promotion != nil {
 		res.Missing = append(res.Missing, st.Promotion.Missing...)
+		res.Handover = st.Promotion.Handover
+		res.Unapplied, res.Newest = st.Promotion.Unapplied, st.Promotion.Newest
+		if n := res.Newest; n != nil && n.LastTID > res.LastTID {
+			res.Lag = n.LastTID.Time().Sub(res.LastTime).Seconds()
+		}
 	}
 	return res
 }

@@ -98,6 +98,33 @@ func TestAPromotionTellsWhatIsMissing(t *testing.T) {
 	}
 }
 
+// What arrived and cannot be applied is read for its tids: after a failover, people ask for these transactions.
+func TestAPromotionNamesTheTransactionsThatAreMissing(t *testing.T) {
+	p := following(t)
+	last := p.state().Applied.LastTID
+	gone := p.step(2)
+	p.step(3)
+	lost := tidsOf(t, p.g.Path())
+	require.NoError(t, os.Remove(p.shipped.Path(gone.File)))
+	p.clock = p.clock.Add(10 * time.Minute)
+	res, err := p.promote()
+	require.NoError(t, err)
+	require.Equal(t, last, res.LastTID)
+	require.Equal(t, 2, res.Unapplied)
+	require.Len(t, res.Missing, 3)
+	require.Empty(t, res.Missing[1].TIDs, "its file is not there")
+	require.EqualValues(t, 2, res.Missing[1].Transactions)
+	require.Equal(t, lost[len(lost)-3:], res.Missing[2].TIDs)
+	require.InDelta(t, lost[len(lost)-1].Time().Sub(last.Time()).Seconds(), res.Lag, 0.001)
+	require.Equal(t, lost[len(lost)-1], res.Newest.LastTID)
+	require.GreaterOrEqual(t, res.Newest.Age, 600.0)
+	require.Equal(t, res.Missing, p.state().Promotion.Missing)
+	again, err := p.promote()
+	require.NoError(t, err)
+	again.Already = false
+	require.Equal(t, res, again)
+}
+
 func TestAPromotionRunsTheCommandAndStandsWhenItFails(t *testing.T) {
 	p := following(t)
 	out := filepath.Join(p.dir, "out")

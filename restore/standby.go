@@ -34,6 +34,9 @@ type standby struct {
 
 	spool int // bytes of a segment that are kept in memory
 
+	// allowed, when set, is asked before each replay.
+	allowed func() error
+
 	log    *slog.Logger
 	health *Health // nil: nobody asks
 	now    func() time.Time

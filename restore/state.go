@@ -78,6 +78,10 @@ type Promotion struct {
 	Host    string          `json:"host"`
 	LastTID filestorage.TID `json:"last_tid"`
 	Missing []Missing       `json:"missing"` // what is known not to have been applied
+	// Unapplied counts the increments among Missing.
+	Unapplied int `json:"unapplied,omitempty"`
+	// Newest is the last increment that the master is known to have made; nil when its repository could not be looked at.
+	Newest *Newest `json:"newest,omitempty"`
 	// Handover says that the master handed over: nothing is missing.
 	Handover bool `json:"handover,omitempty"`
 }
@@ -86,7 +90,18 @@ type Promotion struct {
 type Missing struct {
 	Increment string          `json:"increment,omitempty"`
 	LastTID   filestorage.TID `json:"last_tid"` // 0 when not known
-	Why       string          `json:"why"`
+	// Transactions is how many it holds, by its manifest; TIDs those that could be read of it.
+	Transactions int64             `json:"transactions,omitempty"`
+	TIDs         []filestorage.TID `json:"tids,omitempty"`
+	Why          string            `json:"why"`
+}
+
+// Newest is the last increment that was known of a master when another node was promoted in its place.
+type Newest struct {
+	Increment string          `json:"increment"`
+	LastTID   filestorage.TID `json:"last_tid"`
+	Created   time.Time       `json:"created"`
+	Age       float64         `json:"age"` // seconds before the promotion, by the two hosts' clocks
 }
 
 func statePath(data string) string { return data + stateExt }

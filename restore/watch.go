@@ -25,7 +25,7 @@ type WatchOptions struct {
 	Interval time.Duration
 	// Hint is a local directory whose changes make the next look come at once; "" for none.
 	Hint string
-	// RefuseIfAddress lists IP addresses that only a master may have.
+	// RefuseIfAddress lists IP addresses that only a master may have, or names of hosts, which are resolved.
 	RefuseIfAddress []string
 	// AcceptHandover says that the node becomes the master when its master hands over to it; Exec is then given to the
 	// shell, to start ZEO.
@@ -38,8 +38,9 @@ type WatchOptions struct {
 	Log    *slog.Logger // nil: discarded
 	Now    func() time.Time
 
-	crash func(point string)
-	spool int // instead of spoolSize
+	resolve resolver // instead of the net package's, in tests
+	crash   func(point string)
+	spool   int // instead of spoolSize
 }
 
 // DefaultInterval is the time between two looks at the source.
@@ -77,7 +78,12 @@ func Watch(ctx context.Context, o WatchOptions) (WatchResult, error) {
 	if w.Data, err = filepath.Abs(o.Data); err != nil {
 		return WatchResult{}, err
 	}
-	if err := refuseAddresses(o.RefuseIfAddress); err != nil {
+	if err := CheckAddresses("refuse-if-address", o.RefuseIfAddress); err != nil {
+		return WatchResult{}, err
+	}
+	w.addresses = &addresses{given: o.RefuseIfAddress, find: o.resolve}
+	var addr *addressError
+	if err := w.notMaster(ctx); errors.As(err, &addr) {
 		return WatchResult{}, err
 	}
 	if promotionUnderWay(w.Data) {
@@ -86,7 +92,7 @@ func Watch(ctx context.Context, o WatchOptions) (WatchResult, error) {
 	inner, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	go w.stepAside(inner, cancel)
-	w.standby = &standby{data: w.Data, log: w.Log, now: w.Now, crash: o.crash, spool: o.spool, health: o.Health}
+	w.standby = &standby{data: w.Data, log: w.Log, now: w.Now, crash: o.crash, spool: o.spool, health: o.Health, allowed: w.addresses.refuse}
 	w.reading = o.Health.source(o.Source)
 	var ended error // by what ended the watch, its index could not be written or its lock not be given back
 	if err = openStandby(inner, w.standby, w.reading); err == nil {
@@ -112,9 +118,10 @@ func Watch(ctx context.Context, o WatchOptions) (WatchResult, error) {
 
 type watcher struct {
 	WatchOptions
-	standby *standby
-	reading incremental.Source // Source, its progress being told
-	applied int
+	standby   *standby
+	addresses *addresses         // that only the master may have
+	reading   incremental.Source // Source, its progress being told
+	applied   int
 	// tookOver: the master has handed over to this node.
 	tookOver bool
 	told     incremental.Answer
@@ -142,10 +149,10 @@ func (w *watcher) run(ctx context.Context) error {
 	hints, stop := w.hints()
 	defer stop()
 	for {
-		if err := refuseAddresses(w.RefuseIfAddress); err != nil {
-			return errors.Join(err, w.note(ctx, err))
+		err := w.notMaster(ctx)
+		if err == nil {
+			err = w.look(ctx)
 		}
-		err := w.look(ctx)
 		if err == nil {
 			err = w.takeOver(ctx)
 		}
@@ -175,6 +182,18 @@ func (w *watcher) run(ctx context.Context) error {
 		}
 		w.Health.rests(false)
 	}
+}
+
+// notMaster refuses when this host has an address of the master's. A name that cannot be resolved is no refusal, but nothing
+// is applied either.
+func (w *watcher) notMaster(ctx context.Context) error {
+	if len(w.addresses.given) == 0 {
+		return nil
+	}
+	if err := w.addresses.lookUp(ctx); err != nil {
+		return err
+	}
+	return w.addresses.refuse()
 }
 
 // look applies what is there.

@@ -24,6 +24,7 @@ func backupCommand() *cli.Command {
 			&cli.StringFlag{Name: "codec", Usage: "the `CODEC` that increments are stored with: gzip, none, or zstd, which repozo does not read; by default gzip, and zstd in a repository of zstd"},
 			levelFlag, jobsFlag,
 			&cli.StringFlag{Name: "nice", Usage: "how far to stand back behind the server: `HOW` is low (nice 10, lowest usual I/O priority), idle (only what nobody else wants) or none", Value: string(nice.Low)},
+			&cli.StringSliceFlag{Name: "require-address", Usage: "refuse unless this host has the master's `ADDRESS`, an IP address or a name; may be repeated"},
 			&cli.StringSliceFlag{Name: "ship", Usage: "carry the increments to `TARGET` afterwards, as ship does; may be repeated"},
 			jsonFlag, verboseFlag,
 		),
@@ -53,6 +54,9 @@ func backupAction(c *cli.Context) error {
 	}
 	to, err := targetOptions(c)
 	if err != nil {
+		return err
+	}
+	if err := restore.RequireAddresses(c.Context, c.StringSlice("require-address")); err != nil {
 		return err
 	}
 	tell, done := progress(c, "backup")

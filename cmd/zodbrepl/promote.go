@@ -84,11 +84,42 @@ func printPromotion(w io.Writer, r restore.PromoteResult) {
 	}
 	fmt.Fprintf(w, "%s %s: master of lineage %s in epoch %d\n", r.Data, how, r.Lineage, r.Epoch)
 	fmt.Fprintf(w, "last transaction: %s (%s), position %d; %d increments applied just now\n", r.LastTID, timeText(r.LastTime), r.Position, r.Applied)
+	if r.Newest != nil {
+		fmt.Fprintf(w, "the old master's last known backup: %s, made %s, %s before the promotion; what it committed later is not known here\n",
+			r.Newest.Increment, timeText(r.Newest.Created), time.Duration(r.Newest.Age*float64(time.Second)))
+	}
 	if len(r.Missing) == 0 {
 		fmt.Fprintln(w, "known to be missing: nothing; what the old master committed after its last backup is not known here")
+	} else {
+		printMissing(w, r)
 	}
+	if !r.Handover {
+		fmt.Fprintf(w, "clients: a ZEO client that has seen a transaction after %s refuses to connect; stop it, remove its cache (*.zec), start it again\n", r.LastTID)
+	}
+}
+
+// shownTIDs is how many tids of an increment are printed; all are in the JSON and in the state.
+const shownTIDs = 20
+
+func printMissing(w io.Writer, r restore.PromoteResult) {
+	fmt.Fprintf(w, "known to be missing: %d increments could not be applied", r.Unapplied)
+	if r.Lag > 0 {
+		fmt.Fprintf(w, "; the last transaction here is %s behind the last that is known", time.Duration(r.Lag*float64(time.Second)).Round(time.Millisecond))
+	}
+	fmt.Fprintln(w)
 	for _, m := range r.Missing {
-		fmt.Fprintf(w, "known to be missing: %s up to %s: %s\n", m.Increment, m.LastTID, m.Why)
+		if m.Increment == "" {
+			fmt.Fprintf(w, "  because: %s\n", m.Why)
+			continue
+		}
+		fmt.Fprintf(w, "  %s up to %s, %d transactions: %s\n", m.Increment, m.LastTID, m.Transactions, m.Why)
+		for i, tid := range m.TIDs {
+			if i == shownTIDs {
+				fmt.Fprintf(w, "    and %d more: zodbrepl status --json\n", len(m.TIDs)-i)
+				break
+			}
+			fmt.Fprintf(w, "    %s (%s)\n", tid, timeText(tid.Time()))
+		}
 	}
 }
 

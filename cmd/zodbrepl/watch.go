@@ -21,7 +21,7 @@ func watchCommand() *cli.Command {
 			&cli.StringFlag{Name: "data", Usage: "the standby's `DATA.FS`; it is made when missing"},
 			&cli.BoolFlag{Name: "once", Usage: "apply what there is, then end"},
 			&cli.DurationFlag{Name: "interval", Usage: "the `TIME` between two looks at the directory", Value: restore.DefaultInterval},
-			&cli.StringSliceFlag{Name: "refuse-if-address", Usage: "refuse while this host has the IP `ADDRESS`, which is the master's; may be repeated"},
+			&cli.StringSliceFlag{Name: "refuse-if-address", Usage: "refuse while this host has the master's `ADDRESS`, an IP address or a name, which is resolved at each look; may be repeated"},
 			&cli.BoolFlag{Name: "accept-handover", Usage: "become the master when its master hands over to this standby"},
 			&cli.StringFlag{Name: "exec", Usage: "shell `COMMAND` that starts the ZEO server then"},
 			jsonFlag, verboseFlag,
