@@ -299,3 +299,94 @@ func TestAPromotedNodeRefusesTheRepositoryOfTheOther(t *testing.T) {
 	require.ErrorIs(t, err, fault.Diverged)
 	require.ErrorContains(t, err, "host bms3 was promoted to epoch 2 as well")
 }
+
+func TestAStatusSeesTheOtherMaster(t *testing.T) {
+	one, two, _ := split(t)
+	two.write(1)
+	two.mustSave(two.shipped)
+	for _, c := range []struct{ self, other *pair }{{one, two}, {two, one}} {
+		before := tree(t, one.dir)
+		s, err := ReadStatus(context.Background(), StatusOptions{Data: c.self.data, Source: c.other.shipped})
+		require.NoError(t, err)
+		require.Equal(t, "split-brain", s.Condition.Name)
+		require.NotEmpty(t, s.Condition.Next)
+		require.Len(t, s.Others, 1)
+		o := s.Others[0]
+		tids := tidsOf(t, c.other.data)
+		require.Equal(t, tids[len(tids)-1], o.LastTID)
+		require.Equal(t, 2, o.Epoch)
+		require.Equal(t, c.self.state().Promotions.Last().LastTID, o.CommonTID)
+		require.Equal(t, c.self.state().Promotions.Last().Position, o.CommonPosition)
+		require.Equal(t, before, tree(t, one.dir))
+		s, err = ReadStatus(context.Background(), StatusOptions{Data: c.self.data, Source: c.self.shipped})
+		require.NoError(t, err)
+		require.Empty(t, s.Others)
+		require.Equal(t, "promoted", s.Condition.Name)
+	}
+
+	// A promoted node sees a stale master, and the stale master, which has no state, that it is superseded.
+	f := newTakenOver(t)
+	f.staleSaves()
+	s, err := ReadStatus(context.Background(), StatusOptions{Data: f.data, Source: f.master.shipped})
+	require.NoError(t, err)
+	require.Equal(t, "promoted", s.Condition.Name)
+	require.Len(t, s.Others, 1)
+	require.Equal(t, "stale", s.Others[0].Relation)
+	require.Equal(t, f.state().Promotions.Last().LastTID, s.Others[0].CommonTID)
+	f.own()
+	s, err = ReadStatus(context.Background(), StatusOptions{Data: f.master.data, Source: f.shipped})
+	require.NoError(t, err)
+	require.Equal(t, "superseded", s.Condition.Name)
+	require.Contains(t, s.Condition.Next, "rejoin")
+}
+
+// A cascade: the master's increments come to X, which feeds the first standby, and are shipped on from X to Y, which feeds
+// the second and the third. One of them is promoted and backed up into the place that it reads; the others follow it without
+// a full copy, wherever they stand in the cascade.
+func TestInACascadeTheOthersFollowThePromotedOneWithoutAFull(t *testing.T) {
+	for promoted := range 3 {
+		t.Run([]string{"the first", "the second", "the third"}[promoted], func(t *testing.T) {
+			p := newPair(t)
+			x := p.shipped
+			y := incremental.Dir(mkdir(t, p.dir, "y"))
+			nodes := []*pair{p.node("first", x), p.node("second", y), p.node("third", y)}
+			for range 3 {
+				p.step(2)
+				require.NoError(t, carry(x, y))
+				for _, n := range nodes {
+					_, err := n.watch()
+					require.NoError(t, err)
+				}
+			}
+			inodes := make([]os.FileInfo, len(nodes))
+			for i, n := range nodes {
+				fi, err := os.Stat(n.data)
+				require.NoError(t, err)
+				inodes[i] = fi
+			}
+			head := nodes[promoted]
+			head.clock = p.clock.Add(time.Hour)
+			_, err := head.promote()
+			require.NoError(t, err)
+			for range 2 {
+				head.write(2)
+				require.Equal(t, "delta", head.mustSave(head.shipped).Action)
+				other := map[incremental.Dir]incremental.Dir{x: y, y: x}[head.shipped]
+				require.NoError(t, carry(head.shipped, other))
+				for i, n := range nodes {
+					if n == head {
+						continue
+					}
+					n.clock = head.clock
+					res, err := n.watch()
+					require.NoError(t, err)
+					require.Equal(t, 1, res.Increments)
+					requireSame(t, head.standbyBytes(), n.standbyBytes())
+					fi, err := os.Stat(n.data)
+					require.NoError(t, err)
+					require.True(t, os.SameFile(inodes[i], fi), "a whole copy was made")
+				}
+			}
+		})
+	}
+}

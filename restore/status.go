@@ -37,6 +37,7 @@ type Status struct {
 	PendingBytes int64             `json:"pending_bytes"`
 	NewestTID    filestorage.TID   `json:"newest_tid"` // in the source; 0 when it was not looked at
 	Promotion    *Promotion        `json:"promotion,omitempty"`
+	Others       []Other           `json:"others,omitempty"` // masters that the source tells of
 }
 
 // ReadStatus looks at a node and, when it is given, at the source that it follows. It changes nothing.
@@ -63,6 +64,9 @@ func ReadStatus(ctx context.Context, o StatusOptions) (Status, error) {
 	}
 	if !ok {
 		s.Condition = Condition{Name: "none", Message: "no state file: a master, or not a node of zodbrepl"}
+		if o.Source != nil {
+			s.others(ctx, o.Source, st)
+		}
 		return s, nil
 	}
 	s.Role, s.Lineage, s.Epoch, s.Condition, s.Promotion = string(st.Role), st.Lineage, st.Epoch, st.Condition, st.Promotion
@@ -72,6 +76,9 @@ func ReadStatus(ctx context.Context, o StatusOptions) (Status, error) {
 		s.LastTime = s.LastTID.Time()
 	}
 	if st.Role == Promoted {
+		if o.Source != nil {
+			s.others(ctx, o.Source, st)
+		}
 		return s, nil
 	}
 	if err := s.compare(f, unreadable, st); err != nil {

@@ -135,7 +135,9 @@ func statusCommand() *cli.Command {
 		),
 		Action: statusAction,
 	}, nil, `Shows role, epoch, position, last transaction, condition and what is still to be applied. It takes no lock and changes
-nothing. A condition other than "current" and "behind" comes with what to do.`,
+nothing. A condition other than "current" and "behind" comes with what to do.
+
+With --from it also sees whether another host is the master: give it the place that the other one backs up into.`,
 		"zodbrepl status --data /srv/zeo/Data.fs --from /srv/increments")
 }
 
@@ -184,6 +186,10 @@ func printStatus(w io.Writer, s restore.Status) {
 	}
 	if s.Pending > 0 {
 		fmt.Fprintf(w, "pending    %d increments, %s; newest transaction %s\n", s.Pending, bytesText(s.PendingBytes), s.NewestTID)
+	}
+	for _, o := range s.Others {
+		fmt.Fprintf(w, "other      %s: host %s, epoch %d, up to transaction %s (%s); common up to %s (%s), position %d\n", o.Relation, o.Host, o.Epoch,
+			o.LastTID, timeText(o.LastTID.Time()), o.CommonTID, timeText(o.CommonTID.Time()), o.CommonPosition)
 	}
 	fmt.Fprintf(w, "condition  %s", s.Condition.Name)
 	if !s.Condition.Since.IsZero() {
