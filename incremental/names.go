@@ -93,6 +93,12 @@ func IsNews(name string) bool {
 	return ok && (name == ManifestName(s) || name == handoverName(s, Offered))
 }
 
+// StampOfData returns the stamp in the name of a stored increment.
+func StampOfData(name string) (Stamp, bool) {
+	d, ok := parseDataName(name)
+	return d.stamp, ok
+}
+
 // StampOfManifest returns the stamp in the name of a manifest.
 func StampOfManifest(name string) (Stamp, bool) {
 	s, ok := stampOf(name)

@@ -93,6 +93,7 @@ func (s *shipment) sameHistory(ctx context.Context, own *incremental.Manifest, v
 			return err
 		}
 	}
+	s.unmanifested(own, v, known)
 	if len(stamps) > 0 {
 		if v.oldest = chain[stamps[0]]; v.oldest == "" {
 			v.oldest = stamps[0]

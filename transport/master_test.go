@@ -25,6 +25,7 @@ type master struct {
 	rng  *rand.Rand
 	repo incremental.Dir
 	now  time.Time
+	bare bool // what it ships has no manifests
 }
 
 func newMaster(t *testing.T) *master {

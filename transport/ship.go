@@ -154,7 +154,7 @@ type shipment struct {
 	res    TargetResult
 	plan   plan
 	// strays are what a stale master wrote there; fenced is the epoch of the fence there.
-	strays []*incremental.Manifest
+	strays []incremental.Stamp
 	fenced int
 }
 

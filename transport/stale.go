@@ -15,7 +15,7 @@ func (s *shipment) past(own, m, ours *incremental.Manifest, known bool) error {
 	case !ok:
 		return nil // which promotion ended that epoch is not known
 	case m.Stamp > end.Stamp && (ours == nil || ours.Epoch > m.Epoch):
-		s.strays = append(s.strays, m)
+		s.strays = append(s.strays, m.Stamp)
 		return nil
 	case ours != nil || known:
 		return nil
@@ -25,15 +25,33 @@ func (s *shipment) past(own, m, ours *incremental.Manifest, known bool) error {
 		Remedy("back up into a repository that has it, such as that one; or bring it here first, with ship from there")
 }
 
+// unmanifested finds increments without a manifest that are not ours, and newer than the promotion: a stale master has put
+// them there with repozo or rsync, or his ship was cut off.
+func (s *shipment) unmanifested(own *incremental.Manifest, v *inventory, known map[incremental.Stamp]bool) {
+	after := own.Promotions.Last().Stamp
+	if after == "" {
+		return
+	}
+	seen := make(map[incremental.Stamp]bool)
+	for name := range v.sizes {
+		stamp, ok := incremental.StampOfData(name)
+		if _, has := v.sizes[incremental.ManifestName(stamp)]; !ok || has || stamp <= after || known[stamp] || seen[stamp] {
+			continue
+		}
+		seen[stamp] = true
+		s.strays = append(s.strays, stamp)
+	}
+}
+
 // setAside renames what a stale master wrote: before anything of ours takes its names, and so that no standby takes it.
 func (s *shipment) setAside(ctx context.Context, own *incremental.Manifest, v *inventory) error {
-	for _, m := range s.strays {
-		aside, err := v.repo.SetAside(ctx, s.target, m.Stamp)
+	for _, stamp := range s.strays {
+		aside, err := v.repo.SetAside(ctx, s.target, stamp)
 		for _, name := range aside {
 			s.Log.Warn("a stale master has written to the target: it is set aside", "target", s.where, "increment", name, "epoch", own.Epoch)
 		}
 		if err != nil {
-			return fmt.Errorf("%s of a stale master could not be set aside: %w", m.File, err)
+			return fmt.Errorf("increment %s of a stale master could not be set aside: %w", stamp, err)
 		}
 	}
 	return nil

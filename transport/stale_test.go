@@ -24,8 +24,14 @@ func branch(m *master, epoch int) func(*incremental.BackupOptions) {
 // increment of one name; then the target is a good repository of the new epoch, and its fence keeps the stale master out.
 func TestShipSetsAsideWhatAStaleMasterHasShipped(t *testing.T) {
 	for name, stale := range map[string]func(m *master){
-		"deltas":                    func(m *master) { m.backup(); m.backup() },
-		"a full":                    func(m *master) { m.backup(full) },
+		"deltas": func(m *master) { m.backup(); m.backup() },
+		"a full": func(m *master) { m.backup(full) },
+		"without manifests, as repozo and rsync leave them": func(m *master) {
+			m.now = m.now.Add(1234567890)
+			m.backup()
+			m.backup(full)
+			m.bare = true
+		},
 		"increments of other names": func(m *master) { m.now = m.now.Add(1234567890); m.backup(); m.backup(full) },
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -35,8 +41,16 @@ func TestShipSetsAsideWhatAStaleMasterHasShipped(t *testing.T) {
 			m.ship(dir)
 			other := m.twin()
 			mine := branch(m, 2)
+			had := tree(t, dir)
 			stale(m)
 			m.ship(dir)
+			if m.bare {
+				for n := range tree(t, dir) {
+					if _, old := had[n]; !old && strings.HasSuffix(n, ".manifest") {
+						require.NoError(t, os.Remove(incremental.Dir(dir).Path(n)))
+					}
+				}
+			}
 			before := tree(t, dir)
 			other.backup(mine)
 			other.backup(mine)
