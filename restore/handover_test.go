@@ -167,6 +167,9 @@ func (w *twin) exchanged() {
 	require.ErrorIs(w.t, err, fault.Refused, "the former master is not backed up")
 	_, err = incremental.Backup(context.Background(), incremental.BackupOptions{Data: old.data, Repository: old.shipped})
 	require.ErrorIs(w.t, err, fault.Refused, "not even when its state is lost: the fence")
+	fence, err := incremental.ReadFence(context.Background(), old.shipped)
+	require.NoError(w.t, err)
+	require.GreaterOrEqual(w.t, fence.Epoch, old.state().Epoch)
 	_, held, err := filestorage.LockHolder(old.data)
 	require.NoError(w.t, err)
 	require.False(w.t, held)
@@ -352,6 +355,24 @@ func TestATakeOverAndATakingBackAtTheSameMoment(t *testing.T) {
 		w.sync()
 	}
 	t.Logf("taken %d of 12 times", took)
+}
+
+// The standby takes over between the master's last look and its taking back.
+func TestATakeOverAtTheLastMoment(t *testing.T) {
+	w := newTwin(t, t.TempDir())
+	w.write(1)
+	o := w.options()
+	o.Wait = time.Millisecond
+	o.crash = func(point string) {
+		if point == "taking back" {
+			w.follow()
+			require.Equal(t, Promoted, w.standby().state().Role)
+		}
+	}
+	res, err := HandOver(context.Background(), o)
+	require.NoError(t, err)
+	require.Equal(t, "handed-over", res.State)
+	w.exchanged()
 }
 
 func TestThePlaceIsOutOfReachWhenTheMasterWouldTakeBack(t *testing.T) {
