@@ -186,7 +186,7 @@ func (s *site) sh(host, command string) result {
 func (s *site) try(heading string) {
 	s.t.Helper()
 	for _, step := range runbook(s.t, heading) {
-		command := strings.ReplaceAll(step.command, "zope@", "root@")
+		command := strings.NewReplacer("zope@", "root@", "2024-03-01-10-30", time.Now().UTC().Format("2006-01-02-15-04-05")).Replace(step.command)
 		if strings.Contains(command, "-TID") {
 			found, err := filepath.Glob(filepath.Join(s.hosts[step.host].dir, "root/srv/zeo/Data.fs.diverged-*.txt"))
 			require.NoError(s.t, err)

@@ -26,7 +26,7 @@ func (s *site) ok(host, command string) {
 	require.Zero(s.t, r.code, "%s: %s: %s", host, command, r.stdout)
 }
 
-// Set-up, failover and failback through a directory that both hosts see.
+// Set-up, disaster recovery, divergence, failover and failback through a directory that both hosts see.
 func TestTheRunbooksOfASharedDirectory(t *testing.T) {
 	t.Parallel()
 	s := newSite(t)
@@ -39,6 +39,20 @@ func TestTheRunbooksOfASharedDirectory(t *testing.T) {
 	s.try("Health over HTTP")
 	s.commits("bms1")
 	s.ok("bms1", "zodbrepl backup -f /srv/zeo/Data.fs -r /var/backups/zodb --ship /mnt/zodb")
+	s.try("The repository is damaged")
+	before := s.bytes("bms1")
+	s.try("Disaster recovery: a moment")
+	require.True(t, before == s.bytes("bms1"), "everything was backed up")
+	s.commits("bms1")
+	s.ok("bms1", "zodbrepl backup -f /srv/zeo/Data.fs -r /var/backups/zodb --ship /mnt/zodb")
+
+	// Somebody starts ZEO on the standby.
+	until(t, "bms2 follows", func() bool { return s.bytes("bms1") == s.bytes("bms2") })
+	s.ok("bms2", "systemctl stop zodbrepl-watch && systemctl start zeo")
+	s.commits("bms2")
+	s.try("Divergence")
+	require.True(t, s.bytes("bms1") == s.bytes("bms2"))
+
 	s.commits("bms1") // which are lost
 	s.killAll("bms1")
 	s.try("Failover: the master is lost")
