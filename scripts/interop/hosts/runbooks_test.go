@@ -26,7 +26,7 @@ func (s *site) ok(host, command string) {
 	require.Zero(s.t, r.code, "%s: %s: %s", host, command, r.stdout)
 }
 
-// Set-up, disaster recovery, divergence, failover and failback through a directory that both hosts see.
+// Set-up, a standby that was down, disaster recovery, divergence, failover and failback through a directory that both hosts see.
 func TestTheRunbooksOfASharedDirectory(t *testing.T) {
 	t.Parallel()
 	s := newSite(t)
@@ -36,6 +36,8 @@ func TestTheRunbooksOfASharedDirectory(t *testing.T) {
 	s.try("The master")
 	s.try("The standby")
 	s.try("Is it well?")
+	s.killAll("bms2")
+	s.try("The standby is down")
 	s.try("Health over HTTP")
 	s.commits("bms1")
 	s.ok("bms1", "zodbrepl backup -f /srv/zeo/Data.fs -r /var/backups/zodb --ship /mnt/zodb")
