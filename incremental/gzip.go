@@ -22,7 +22,7 @@ type gzipCodec struct{}
 
 const (
 	memberSize  = 2 << 20
-	gzipLevel   = 5
+	gzipLevel   = 6
 	memberField = 16 // offset of the stored size
 	gzipJobs    = 8  // bounds the memory to about 5 MiB each; one stream of md5 is not faster
 )

@@ -25,7 +25,7 @@ type zstdCodec struct{}
 
 const (
 	frameSize  = 4 << 20
-	zstdLevel  = 1
+	zstdLevel  = 2
 	zstdLevels = 4
 	zstdJobs   = 4 // bounds the memory to about 12 MiB each; one stream of md5 is not faster
 

@@ -128,12 +128,6 @@ def percentile(values, n):
     return sorted(values)[min(len(values) - 1, len(values) * n // 100)]
 
 
-def niceness(tools):
-    """The values of --nice, when this zodbrepl has it."""
-    text = subprocess.run([tools.zodbrepl, "backup", "--help"], capture_output=True, text=True, check=True).stdout
-    return ("low", "idle", "none") if "--nice" in text else ()
-
-
 def table(tools, source, runs):
     size = os.path.getsize(source) >> 20
     duration = seconds(size)
@@ -142,10 +136,8 @@ def table(tools, source, runs):
         shutil.copy(source + end, data + end)
     ours = [tools.zodbrepl, "backup", "--full", "-f", data]
     conditions = [Condition("no backup")]
-    for nice in niceness(tools):
+    for nice in ("low", "idle", "none"):
         conditions.append(Condition("zodbrepl, gzip, --nice %s" % nice, ours + ["--nice", nice]))
-    if not niceness(tools):
-        conditions.append(Condition("zodbrepl, gzip", ours))
     conditions.append(Condition("zodbrepl, none", ours + ["--codec", "none"]))
     conditions.append(Condition("repozo -BFz", [tools.repozo, "-BFz", "-f", data]))
     server = Server(tools, data)
