@@ -18,7 +18,7 @@ type DiffOptions struct {
 // OnlyTransaction is a transaction that the other side does not have.
 type OnlyTransaction struct {
 	Side string `json:"side"` // "a" or "b"
-	// Unsure: the other side was packed later, which may have removed it there.
+	// Unsure: the other side was packed later, or may have been, which may have removed it there.
 	Unsure bool `json:"unsure,omitempty"`
 	Change
 }

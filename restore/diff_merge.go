@@ -20,8 +20,12 @@ type diffMerge struct {
 	a, b *stream
 	// same: all has been the same bytes so far
 	same bool
-	// apart: no position is common, so objects are compared from the first transaction on.
-	apart bool
+	// whole: no position is common, so both have been read from the first transaction on.
+	whole bool
+	// uneven: a common transaction has records of other objects, so revisions that both had once may be on one side only.
+	uneven bool
+	// parted: a transaction was seen that the other side has never had. From then on they have none in common.
+	parted bool
 }
 
 // stream is one side of the merge: a transaction whose records are still to come.
@@ -35,6 +39,12 @@ type stream struct {
 	ahead diffEvent // the event that is next
 	has   bool      // ahead is one
 
+	// tidied: a pack has touched the transaction before txn, or that cannot be seen. Then it may have removed all that stood
+	// between the two: it touches every transaction up to its time that it leaves.
+	tidied   bool
+	packedTo filestorage.TID // the last transaction that a pack has touched here, or may have removed
+
+	before filestorage.Index // oid: tid of the last before the other side begins, which is a part
 	only   filestorage.Index // oid: tid of the last transaction that only this side has
 	shared filestorage.Index // oid: tid of the last that both have
 	gone   filestorage.Index // oid: tid of the last that says that the object is no more
@@ -61,6 +71,7 @@ func (s *stream) start(ctx context.Context, common int64, other Mark) (meets boo
 	if common == 0 {
 		from = s.side.boundaryBefore(other)
 	}
+	s.tidied = from > 0 || s.side.kept != nil
 	s.next, s.end = iter.Pull2(s.side.events(ctx, from))
 	if err := errors.Join(s.read(), s.advance()); err != nil || common > 0 {
 		return false, err
@@ -69,7 +80,7 @@ func (s *stream) start(ctx context.Context, common int64, other Mark) (meets boo
 		h := s.txn.header
 		meets = h.TID == other.LastTID && s.txn.pos+h.RecordLen() == other.Position
 		// What an object was before tells whether a pack has removed what the part has of it.
-		if err := s.records(func(r filestorage.Record) error { s.note(&s.shared, r, h.TID); return nil }); err != nil {
+		if err := s.records(func(r filestorage.Record) error { s.note(&s.before, r, h.TID); return nil }); err != nil {
 			return false, err
 		}
 		if err := s.advance(); err != nil {
@@ -89,6 +100,9 @@ func (s *stream) read() error {
 // advance goes to the next transaction; the records of the last one have been read.
 func (s *stream) advance() error {
 	last := s.txn.header.TID
+	if s.more {
+		s.tidied = s.txn.header.Status == filestorage.StatusPacked
+	}
 	if s.txn, s.more = s.ahead, s.has; !s.more {
 		return nil
 	}
@@ -97,7 +111,7 @@ func (s *stream) advance() error {
 			s.side.name, s.txn.pos, s.txn.header.TID, last).Remedy("zodbrepl check-fs tells all that is wrong with a file")
 	}
 	if s.txn.header.Status == filestorage.StatusPacked {
-		s.res.PackedTo = s.txn.header.TID
+		s.res.PackedTo, s.packedTo = s.txn.header.TID, s.txn.header.TID
 	}
 	return s.read()
 }
@@ -142,7 +156,14 @@ func (m *diffMerge) run(ctx context.Context, common Applied) error {
 			m.res.Common, m.res.LastCommon = begin, begin.LastTID
 		}
 	}
-	m.apart = m.res.Common.Position == 0 && m.A.kept == nil && m.B.kept == nil
+	m.whole = m.res.Common.Position == 0 && m.A.kept == nil && m.B.kept == nil
+	if m.res.Common.Position > 0 {
+		packed, err := m.packedBefore(m.res.Common.Position)
+		if err != nil {
+			return err
+		}
+		m.a.tidied, m.b.tidied = packed, packed
+	}
 	for m.a.more || m.b.more {
 		var err error
 		switch a, b := m.a, m.b; {
@@ -160,14 +181,34 @@ func (m *diffMerge) run(ctx context.Context, common Applied) error {
 	return nil
 }
 
-// alone takes a transaction that only one side has. The other's next tells whether a pack there came later.
+// packedBefore says whether a pack has touched the last transaction before a common position; true when that cannot be seen.
+func (m *diffMerge) packedBefore(pos int64) (bool, error) {
+	if pos <= filestorage.MagicSize {
+		return false, nil
+	}
+	for _, s := range []*Side{m.A, m.B} {
+		if s.file == nil {
+			continue
+		}
+		if t, ok, err := s.file.LastBefore(pos); err != nil || ok {
+			return t.Status == filestorage.StatusPacked, err
+		}
+	}
+	return true, nil
+}
+
+// alone takes a transaction that only one side has. A pack of the other may have removed it when what comes next there was
+// packed. It may as well when only what came before was: the pack's time lies between. But then it has removed all that the
+// transaction wrote, which was in use by nothing, and all that its objects were before.
 func (m *diffMerge) alone(name string, s, other *stream) error {
 	m.same = false
 	h := s.txn.header
-	t := OnlyTransaction{Side: name, Unsure: other.more && other.txn.header.Status == filestorage.StatusPacked,
+	t := OnlyTransaction{Side: name,
 		Change: Change{Position: s.txn.pos, TID: h.TID, Time: h.TID.Time(), Length: h.RecordLen(), User: s.txn.user, Description: s.txn.text,
 			OIDs: []filestorage.OID{}}}
+	shown := m.parted
 	err := s.records(func(r filestorage.Record) error {
+		shown = shown || m.hadBefore(r, other)
 		s.note(&s.only, r, h.TID)
 		if t.Records++; t.Records <= maxOIDs {
 			t.OIDs = append(t.OIDs, r.OID)
@@ -177,13 +218,28 @@ func (m *diffMerge) alone(name string, s, other *stream) error {
 	if err != nil {
 		return err
 	}
-	if s.res.Transactions++; t.Unsure {
+	s.res.Transactions++
+	t.Unsure = other.more && other.txn.header.Status == filestorage.StatusPacked || other.tidied && !shown
+	if t.Unsure {
 		s.res.Unsure++
+		other.packedTo = max(other.packedTo, h.TID)
+	} else {
+		m.parted = true
 	}
 	if err := m.Transaction(t); err != nil {
 		return err
 	}
 	return s.advance()
+}
+
+// hadBefore says whether the other side still has an object as it was before a record of it. What says that the object is
+// no more shows nothing: when it was undone later, a pack keeps what the object is again.
+func (m *diffMerge) hadBefore(r filestorage.Record, other *stream) bool {
+	if deletes(r) {
+		return false
+	}
+	tid, _, _ := other.current(r.OID)
+	return tid != 0 || r.Prev != 0 && int64(r.Prev) < m.res.Common.Position
 }
 
 // shared takes a transaction that both have.
@@ -204,6 +260,7 @@ func (m *diffMerge) shared(a, b *stream) error {
 		if !oka && !okb {
 			break
 		}
+		m.uneven = m.uneven || oka != okb || ra.OID != rb.OID
 		bytes = bytes && oka == okb && ra == rb
 		content = content && oka == okb && ra.OID == rb.OID && ra.DataLen == rb.DataLen && (ra.Back == 0) == (rb.Back == 0)
 		if oka {
@@ -246,7 +303,10 @@ func sameBytes(a, b *filestorage.File, start, end int64) (bool, error) {
 
 func (s *stream) note(in *filestorage.Index, r filestorage.Record, tid filestorage.TID) {
 	in.Set(r.OID, int64(tid))
-	if r.DataLen == 0 && r.Back == 0 {
+	if deletes(r) {
 		s.gone.Set(r.OID, int64(tid))
 	}
 }
+
+// deletes says whether a record says that its object is no more.
+func deletes(r filestorage.Record) bool { return r.DataLen == 0 && r.Back == 0 }

@@ -7,11 +7,11 @@ import (
 )
 
 // objects tells of the objects whose current revision is another one. What both have from a common transaction is the
-// same, so only those that one side has changed alone are looked at; when no position is common, all are, because a pack
-// may have removed some.
+// same, so only those that one side has changed alone are looked at, unless such a transaction is not the same on both
+// sides: then a pack has removed some of it, and all are.
 func (m *diffMerge) objects() error {
 	indexes := []*filestorage.Index{&m.a.only, &m.b.only}
-	if m.apart {
+	if m.uneven {
 		indexes = append(indexes, &m.a.shared, &m.b.shared)
 	}
 	for oid := range union(indexes) {
@@ -69,28 +69,34 @@ func (m *diffMerge) object(oid filestorage.OID) error {
 	var byA, byB bool
 	c.A, c.DeletedA, byA = m.a.current(oid)
 	c.B, c.DeletedB, byB = m.b.current(oid)
+	if c.A == c.B {
+		return nil
+	}
 	// A pack keeps of every object what was current then. So who was packed after a revision, and has an older one, has
 	// never had it. Who has a newer one may have; and who does not have the object any more.
-	unsureA := c.A <= m.res.B.PackedTo && (c.B == 0 || c.B > c.A)
-	unsureB := c.B <= m.res.A.PackedTo && (c.A == 0 || c.A > c.B)
-	if byA && !unsureA && c.A <= m.res.B.PackedTo {
+	unsureA := c.A <= m.b.packedTo && (c.B == 0 || c.B > c.A)
+	unsureB := c.B <= m.a.packedTo && (c.A == 0 || c.A > c.B)
+	if byA && !unsureA && c.A <= m.b.packedTo {
 		m.a.sure.Set(filestorage.OID(c.A), 0)
 	}
-	if byB && !unsureB && c.B <= m.res.A.PackedTo {
+	if byB && !unsureB && c.B <= m.a.packedTo {
 		m.b.sure.Set(filestorage.OID(c.B), 0)
 	}
+	// Without a transaction of it an object is as it was at the common position, so it may be there. Only where a pack has
+	// removed it from a common transaction it is not.
+	common := !byA && !byB
 	goneA, goneB := c.A == 0 || c.DeletedA, c.B == 0 || c.DeletedB
 	switch {
-	case m.apart && goneA && goneB, !byA && !byB && !(m.apart && (c.A == 0 || c.B == 0)):
+	case (m.whole || common) && goneA && goneB:
 		return nil
 	case byA && byB:
 		c.Side, c.Unsure = "both", unsureA || unsureB
 		m.res.Both++
-	case byA, !byB && c.B == 0:
-		c.Side, c.Unsure = "a", unsureA
+	case byA, common && c.A > c.B:
+		c.Side, c.Unsure = "a", unsureA || common
 		m.res.A.Objects++
 	default:
-		c.Side, c.Unsure = "b", unsureB
+		c.Side, c.Unsure = "b", unsureB || common
 		m.res.B.Objects++
 	}
 	return m.Object(c)
@@ -101,6 +107,7 @@ func (s *stream) current(oid filestorage.OID) (tid filestorage.TID, deleted, alo
 	only, _ := s.only.Get(oid)
 	shared, _ := s.shared.Get(oid)
 	gone, _ := s.gone.Get(oid)
-	last := max(only, shared)
+	before, _ := s.before.Get(oid)
+	last := max(only, shared, before)
 	return filestorage.TID(last), last != 0 && gone == last, only > shared
 }

@@ -73,13 +73,22 @@ func newTwins(t require.TestingT, dir string, transactions int) *twins {
 	w.a, err = fixtures.Create(filepath.Join(dir, "a.fs"), fixtures.Options{NoSync: true, Now: w.now})
 	require.NoError(t, err)
 	w.commit(w.a, transactions)
-	b, err := os.ReadFile(w.a.Path())
-	require.NoError(t, err)
-	require.NoError(t, os.WriteFile(filepath.Join(dir, "b.fs"), b, 0o644))
-	w.b, err = fixtures.Open(filepath.Join(dir, "b.fs"), fixtures.Options{NoSync: true, Now: w.now})
-	require.NoError(t, err)
-	w.common = markAt(w.a.Size(), w.a.LastTID())
+	w.split()
 	return w
+}
+
+// split makes b what a is.
+func (w *twins) split() {
+	path := filepath.Join(filepath.Dir(w.a.Path()), "b.fs")
+	b, err := os.ReadFile(w.a.Path())
+	require.NoError(w.t, err)
+	require.NoError(w.t, os.WriteFile(path, b, 0o644))
+	if w.b != nil {
+		require.NoError(w.t, w.b.Close())
+	}
+	w.b, err = fixtures.Open(path, fixtures.Options{NoSync: true, Now: w.now})
+	require.NoError(w.t, err)
+	w.common = markAt(w.a.Size(), w.a.LastTID())
 }
 
 func (w *twins) close() {
@@ -212,6 +221,11 @@ func TestDiffAgreesWithAnOracle(t *testing.T) {
 				require.Greater(t, o.B, w.common.LastTID)
 			}
 		}
+		for _, o := range c.txns {
+			if !o.Unsure {
+				require.Greater(t, o.TID, w.common.LastTID)
+			}
+		}
 		require.Zero(t, c.Altered)
 		// The other way round it is the same.
 		r, err := compare(t, w.b.Path(), w.a.Path())
@@ -220,6 +234,7 @@ func TestDiffAgreesWithAnOracle(t *testing.T) {
 		require.Equal(t, c.tids("a"), r.tids("b"))
 		require.Equal(t, c.Common, r.Common)
 		require.Len(t, r.changed, len(c.changed))
+		require.Equal(t, c.A.Unsure, r.B.Unsure)
 	})
 }
 

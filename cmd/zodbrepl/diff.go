@@ -242,10 +242,14 @@ func printSide(w io.Writer, name string, s restore.SideResult) {
 }
 
 func printPacked(w io.Writer, name string, s, other restore.SideResult, packed int64) {
-	if s.PackedTo == 0 || other.PackedTo == s.PackedTo && packed == 0 {
+	switch {
+	case other.Unsure > 0 && s.PackedTo == 0: // it left nothing behind the common position
+		fmt.Fprintf(w, "%s may have been packed since", name)
+	case s.PackedTo != 0 && (other.Unsure > 0 || other.PackedTo != s.PackedTo || packed > 0):
+		fmt.Fprintf(w, "%s was packed: up to %s it has only what was in use then", name, s.PackedTo)
+	default:
 		return
 	}
-	fmt.Fprintf(w, "%s was packed: up to %s it has only what was in use then", name, s.PackedTo)
 	if other.Unsure > 0 {
 		fmt.Fprintf(w, "; whether it ever had %d of the transactions marked with \"?\" cannot be known, the others it never had", other.Unsure)
 	}
