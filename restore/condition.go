@@ -18,7 +18,8 @@ const (
 	conditionDiverged  = "divergence"
 	conditionNoSource  = "source-unreadable"
 	conditionUnwritten = "failed"
-	conditionHanded    = "handed-over" // to another host; watch has not been started here yet
+	conditionPending   = "rejoin-pending" // in a Status only: a rejoin died
+	conditionHanded    = "handed-over"    // to another host; watch has not been started here yet
 )
 
 func conditionOf(err error) Condition {

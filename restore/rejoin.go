@@ -160,6 +160,8 @@ type rejoin struct {
 	repo *incremental.Repository
 	ms   map[incremental.Stamp]*incremental.Manifest
 	head *incremental.Manifest
+	// problems are the manifests that cannot be read.
+	problems []incremental.Problem
 	// branch is the promotions that led to the head, and to a host that goes on from there.
 	branch incremental.Branch
 }

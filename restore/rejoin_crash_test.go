@@ -45,6 +45,10 @@ func TestARejoinThatIsKilledAnywhereLosesNothingAndCanBeRepeated(t *testing.T) {
 					require.ErrorIs(t, err, fault.Refused)
 				}
 				if st.Rejoin.pending() {
+					status, err := ReadStatus(t.Context(), StatusOptions{Data: f.former, Source: f.shipped})
+					require.NoError(t, err)
+					require.Equal(t, "rejoin-pending", status.Condition.Name)
+					require.Contains(t, status.Condition.Next, "zodbrepl rejoin --data "+f.former)
 					files := formerTree(t, f)
 					_, err = f.watch(func(o *WatchOptions) { o.Data = f.former })
 					require.ErrorIs(t, err, fault.Refused)

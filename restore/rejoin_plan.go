@@ -30,7 +30,7 @@ func (r *rejoin) plan(ctx context.Context) (err error) {
 		res.Way, res.Common, res.Applied = RejoinNothing, markAt(r.state.Applied.Position, r.state.Applied.LastTID), &r.state.Applied
 		return nil
 	}
-	if err := r.mayFollow(); err != nil {
+	if err := r.mayFollow(ctx); err != nil {
 		return err
 	}
 	if r.file == nil {
@@ -88,13 +88,10 @@ func (r *rejoin) findHead(ctx context.Context) error {
 			r.head = m
 		}
 	}
+	r.problems = problems
 	if r.head == nil {
-		e := fault.New(fault.Gap, "%s holds no increment to compare %s with", r.Source, r.Data).Keeping("nothing was changed").
-			Remedy("check the path given with --from; the new master fills it: zodbrepl backup")
-		if len(problems) > 0 {
-			e = e.Because(problems[0])
-		}
-		return e
+		return r.noOther(ctx, fault.New(fault.Refused, "%s holds no increment to compare %s with: no other host was promoted, as far as it tells", r.Source, r.Data).
+			Keeping("nothing was changed").Remedy("check the path given with --from; the new master fills it: zodbrepl backup"))
 	}
 	r.res.Epoch, r.branch = r.head.Epoch, r.head.Promotions
 	if err := oneBranch(r.repo, all, r.head); err != nil {
@@ -144,8 +141,44 @@ func (r *rejoin) epoch() int {
 	return max(r.state.Epoch, 1)
 }
 
+// noOther returns refusal, which says that no other host was promoted after this one. It is another error when the source has
+// something that cannot be read or followed, and that may tell of one: a cluster manager lets a former master serve again
+// on the refusal, and on nothing else.
+func (r *rejoin) noOther(ctx context.Context, refusal error) error {
+	own := max(r.state.Epoch, 1)
+	gap := func(format string, args ...any) *fault.Error {
+		return fault.New(fault.Gap, format, args...).Keeping("nothing was changed").
+			Remedy("let the host that was promoted back up into %s; then run it again", r.Source)
+	}
+	for _, p := range r.problems {
+		if r.head == nil || p.File > incremental.ManifestName(r.head.Stamp) {
+			return gap("%s holds %s, which cannot be read: it may be of a host that was promoted", r.Source, p.File).Because(p.Err)
+		}
+	}
+	fence, err := incremental.ReadFence(ctx, r.Source)
+	if err != nil {
+		return unreadable(err)
+	}
+	if fence.Epoch > own && (r.state.Lineage == "" || fence.Lineage == r.state.Lineage) {
+		return gap("another host was promoted: epoch %d was seen at %s, and %s holds no increment of it", fence.Epoch, fence.Where, r.Source)
+	}
+	if r.head != nil {
+		return refusal // the answers were read
+	}
+	answers, _, err := incremental.ReadAnswers(ctx, r.Source)
+	if err != nil {
+		return unreadable(err)
+	}
+	for _, a := range answers {
+		if a.Role == string(Promoted) && a.Epoch > own && (r.state.Lineage == "" || a.Lineage == r.state.Lineage) {
+			return gap("%s of %s was promoted (epoch %d), and %s holds no increment", a.Data, a.Host, a.Epoch, r.Source)
+		}
+	}
+	return refusal
+}
+
 // mayFollow refuses to make a standby of a node whose history is not over.
-func (r *rejoin) mayFollow() error {
+func (r *rejoin) mayFollow(ctx context.Context) error {
 	own, epoch := max(r.state.Epoch, 1), r.res.Epoch
 	if r.state.Role == Standby && epoch >= own {
 		return nil
@@ -155,7 +188,7 @@ func (r *rejoin) mayFollow() error {
 			return nil
 		}
 		other := r.branch.Last()
-		return fault.New(fault.Refused, "%s was promoted to epoch %d, and so was %s, which %s is of: two masters", r.Data, own, other.Host, r.Source).
+		return fault.New(fault.Diverged, "%s was promoted to epoch %d, and so was %s, which %s is of: two masters", r.Data, own, other.Host, r.Source).
 			Keeping("nothing was changed").
 			Remedy("see what each has: zodbrepl diff %s %s; decide which is the master; if it is %s, run this with --give-up", r.Data, r.Source, other.Host)
 	}
@@ -171,9 +204,9 @@ func (r *rejoin) mayFollow() error {
 	e := fault.New(fault.Refused, "%s is of epoch %d (written by %s), this node is of epoch %d: no other host was promoted after it", r.Source, epoch, r.head.Host, own).
 		Keeping("nothing was changed")
 	if r.stateless {
-		return e.Remedy("promote the other host first, and back up there into %s; a mere copy of the master's file is taken over by watch", r.Source)
+		return r.noOther(ctx, e.Remedy("promote the other host first, and back up there into %s; a mere copy of the master's file is taken over by watch", r.Source))
 	}
-	return e.Remedy("this node is the master; if it is not to be, promote the other host first, and point --from at the directory that it backs up into")
+	return r.noOther(ctx, e.Remedy("this node is the master; if it is not to be, promote the other host first, and point --from at the directory that it backs up into"))
 }
 
 // planDeltas looks inside the increment that differs for the last common commit.

@@ -21,7 +21,7 @@ func TestOneOfTwoPromotedNodesGivesUpWhenTold(t *testing.T) {
 
 	before := tree(t, filepath.Dir(two.data))
 	_, err := f.rejoin(fromOne)
-	require.ErrorIs(t, err, fault.Refused)
+	require.ErrorIs(t, err, fault.Diverged, "not as when nobody else was promoted: a script tells the two apart")
 	require.ErrorContains(t, err, "two masters")
 	require.Contains(t, fault.Next(err), "--give-up")
 	require.Equal(t, before, tree(t, filepath.Dir(two.data)))

@@ -281,7 +281,22 @@ func TestRejoinRefuses(t *testing.T) {
 		{"an empty directory", func(t *testing.T, f *failover) {
 			require.NoError(t, os.RemoveAll(string(f.shipped)))
 			require.NoError(t, os.Mkdir(string(f.shipped), 0o755))
-		}, fault.Gap, "no increment to compare"},
+		}, fault.Refused, "no increment to compare"},
+		{"an empty directory with the answer of a promoted host", func(t *testing.T, f *failover) {
+			require.NoError(t, os.RemoveAll(string(f.shipped)))
+			require.NoError(t, os.Mkdir(string(f.shipped), 0o755))
+			f.tells(t, 2)
+		}, fault.Gap, "was promoted (epoch 2)"},
+		{"the fence of a host that was promoted and has backed up nothing", func(t *testing.T, f *failover) {
+			require.NoError(t, os.RemoveAll(string(f.shipped)))
+			require.NoError(t, os.CopyFS(string(f.shipped), os.DirFS(string(f.repo))))
+			require.NoError(t, incremental.Fence{Lineage: f.state().Lineage, Epoch: 2, Where: "the promotion of host bms2"}.Raise(f.shipped))
+		}, fault.Gap, "epoch 2 was seen at the promotion of host bms2"},
+		{"a newest manifest that cannot be read", func(t *testing.T, f *failover) {
+			require.NoError(t, os.RemoveAll(string(f.shipped)))
+			require.NoError(t, os.CopyFS(string(f.shipped), os.DirFS(string(f.repo))))
+			require.NoError(t, os.WriteFile(f.shipped.Path(incremental.ManifestName("2030-01-01-00-00-00")), []byte("{"), 0o644))
+		}, fault.Gap, "it may be of a host that was promoted"},
 		{"a directory that is not there", func(t *testing.T, f *failover) {
 			require.NoError(t, os.RemoveAll(string(f.shipped)))
 		}, nil, "does not exist"},
@@ -317,11 +332,7 @@ func TestRejoinRefuses(t *testing.T) {
 			require.NoError(t, os.WriteFile(statePath(f.former), []byte("{"), 0o644))
 		}, nil, "state file"},
 		{"an answer of a promoted host that ended with something else", func(t *testing.T, f *failover) {
-			a := answerOf("/elsewhere/Data.fs", f.state())
-			a.Epoch, a.Stamp = 3, "2030-01-01-00-00-00"
-			doc, err := a.Encode()
-			require.NoError(t, err)
-			require.NoError(t, os.WriteFile(f.shipped.Path(a.Name()), doc, 0o644))
+			f.tells(t, 3)
 		}, fault.Gap, "was promoted (epoch 3)"},
 	} {
 		for _, dryRun := range []bool{true, false} {
@@ -346,6 +357,15 @@ func TestRejoinRefuses(t *testing.T) {
 			})
 		}
 	}
+}
+
+// tells leaves the answer of a promoted node that ended with an increment which is not there.
+func (f *failover) tells(t *testing.T, epoch int) {
+	a := answerOf("/elsewhere/Data.fs", f.state())
+	a.Epoch, a.Stamp = epoch, "2030-01-01-00-00-00"
+	doc, err := a.Encode()
+	require.NoError(t, err)
+	require.NoError(t, os.WriteFile(f.shipped.Path(a.Name()), doc, 0o644))
 }
 
 func TestAFileOfDivergedBytesIsNeverOverwritten(t *testing.T) {

@@ -81,6 +81,10 @@ func ReadStatus(ctx context.Context, o StatusOptions) (Status, error) {
 		}
 		return s, nil
 	}
+	if err := st.Rejoin.unfinished(o.Data); err != nil { // Data.fs need not be what the state says
+		s.Condition = Condition{Name: conditionPending, Message: err.Error(), Next: fault.Next(err), Since: st.Rejoin.Time}
+		return s, nil
+	}
 	if err := s.compare(f, unreadable, st); err != nil {
 		return s, err
 	}

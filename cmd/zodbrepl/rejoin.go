@@ -29,8 +29,12 @@ inspect and compared with diff. What is common is not read.
 When the new master was packed since, its Data.fs differs nearly everywhere: then the whole old Data.fs gets that name, and
 watch builds a new one from the full. A dry run tells that, and the space that is needed.
 
-The ZEO server must be stopped. A standby whose Data.fs has left the history that it follows rejoins in the same way. It
-refuses while no other host was promoted after this one. After a crash, run it again.`,
+The ZEO server must be stopped. A standby whose Data.fs has left the history that it follows rejoins in the same way. After a
+crash, run it again.
+
+It ends with 3 while no other host was promoted after this one, as far as the place tells, or a server has the Data.fs; with 5 when
+both were promoted to the same epoch (two masters: a person decides, see --give-up), and with another code when one was promoted,
+or may have been, and cannot be followed yet.`,
 		"zodbrepl rejoin --data /srv/zeo/Data.fs --from /mnt/zodb --dry-run", 3, 4, 5, 6, 75)
 }
 

@@ -55,7 +55,7 @@ master() {
 		# refused too: then this was asked when it was started.
 		told=$("$ZODBREPL_BINARY" rejoin --dry-run --data "$ZODBREPL_DATA" --from "$ZODBREPL_FROM" 2>&1 9>&-)
 		case $? in
-		3 | 6) ;; # no newer master is known
+		3) ;; # no newer master is known
 		0)
 			say "ZEO is not started: another node was promoted since this one. Let that one have the address; here: zodbrepl rejoin --data $ZODBREPL_DATA --from $ZODBREPL_FROM"
 			return 3

@@ -142,6 +142,45 @@ func TestKeepalivedsScript(t *testing.T) {
 	require.Empty(t, done)
 }
 
+// Neither of two that were promoted to one epoch is started again, nor may it have the address, before a person has decided;
+// nor is a master when what another left cannot be read.
+func TestKeepalivedStartsNeitherOfTwoMasters(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	share, master := mkdir(t, dir, "share"), filepath.Join(mkdir(t, dir, "a"), "Data.fs")
+	commit(t, master, 4)
+	good(t, "backup", "-f", master, "-r", share)
+	one, two := filepath.Join(mkdir(t, dir, "b"), "Data.fs"), filepath.Join(mkdir(t, dir, "c"), "Data.fs")
+	good(t, "watch", "--once", "--from", share, "--data", one)
+	good(t, "watch", "--once", "--from", share, "--data", two)
+	refused := func(data, why string) {
+		t.Helper()
+		n := newNotified(t, filepath.Dir(data), data, share)
+		require.Equal(t, 1, finish(t, exec.Command(n.check)).code)
+		said, done := n.call(3, "MASTER")
+		require.Contains(t, said, why)
+		require.Empty(t, done)
+	}
+
+	torn := filepath.Join(share, "2038-01-01-00-00-00.manifest")
+	require.NoError(t, os.WriteFile(torn, []byte("{"), 0o644))
+	refused(master, "it may be of a host that was promoted")
+	require.NoError(t, os.Remove(torn))
+
+	good(t, "promote", "--data", one, "--no-drain")
+	good(t, "promote", "--data", two, "--no-drain")
+	commit(t, one, 2)
+	commit(t, two, 3)
+	refused(one, "two masters")
+	refused(two, "two masters")
+	good(t, "rejoin", "--give-up", "--data", two, "--from", share)
+	good(t, "watch", "--once", "--from", share, "--data", two)
+	n := newNotified(t, filepath.Dir(one), one, share)
+	require.Zero(t, finish(t, exec.Command(n.check)).code)
+	_, done := n.call(0, "MASTER")
+	require.Equal(t, "zeo-start backup-start", done, "it is the only one again")
+}
+
 // keepalived does not wait for its script. When several run at once, the last state counts, not the fastest script.
 func TestKeepalivedsLastStateCounts(t *testing.T) {
 	t.Parallel()
