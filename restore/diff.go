@@ -67,8 +67,8 @@ type DiffResult struct {
 	Packed int64 `json:"packed"`
 }
 
-// Diff compares two histories of one database: where they have parted, and what each has done since. Headers are read,
-// data is not. Memory grows with the number of objects that were changed since the common position, 16 bytes for each
+// Diff compares two histories of one database: where they have parted, and what each has done since. Headers are read;
+// data is only where the positions are the same still, although the proofs are not. Memory grows with the number of objects that were changed since the common position, 16 bytes for each
 // (twice that when a side was packed).
 //
 // Tails in flight count for nothing. After a pack positions say nothing: transactions are compared by their tids, objects

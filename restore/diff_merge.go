@@ -38,6 +38,7 @@ type stream struct {
 	more  bool      // txn is one
 	ahead diffEvent // the event that is next
 	has   bool      // ahead is one
+	sum   dataSum   // of txn, from a repository, when its records have been read
 
 	// tidied: a pack has touched the transaction before txn, or that cannot be seen. Then it may have removed all that stood
 	// between the two: it touches every transaction up to its time that it leaves.
@@ -118,6 +119,12 @@ func (s *stream) advance() error {
 
 // record returns the next record of the transaction; ok is false when there is none left.
 func (s *stream) record() (r filestorage.Record, ok bool, err error) {
+	if s.has && s.ahead.ends {
+		s.sum = s.ahead.sum
+		if err := s.read(); err != nil {
+			return r, false, err
+		}
+	}
 	if !s.has || s.ahead.begins {
 		return r, false, nil
 	}
@@ -270,21 +277,23 @@ func (m *diffMerge) shared(a, b *stream) error {
 			b.note(&b.shared, rb, x.header.TID)
 		}
 	}
-	if bytes && a.side.file != nil && b.side.file != nil {
+	altered := false
+	if bytes {
 		// The proofs have failed behind the common position, and the headers do not say why.
 		var err error
-		if bytes, err = sameBytes(a.side.file, b.side.file, x.pos, x.pos+x.header.RecordLen()); err != nil {
+		if bytes, err = sameBytes(a, b); err != nil {
 			return err
 		}
-		content = bytes
+		altered = !bytes // no pack does that
 	}
 	m.res.LastCommon = x.header.TID
-	if m.same = bytes; bytes {
+	switch m.same = bytes; {
+	case bytes:
 		m.res.Common = markAt(x.pos+x.header.RecordLen(), x.header.TID)
-	} else if packed && !(content && x.header.Status == y.header.Status) {
-		m.res.Packed++
-	} else if !content {
+	case altered, !content && !packed:
 		m.res.Altered++
+	case packed && (!content || x.header.Status != y.header.Status):
+		m.res.Packed++
 	}
 	if err := a.advance(); err != nil {
 		return err
@@ -292,13 +301,27 @@ func (m *diffMerge) shared(a, b *stream) error {
 	return b.advance()
 }
 
-func sameBytes(a, b *filestorage.File, start, end int64) (bool, error) {
-	u := &untilDifferent{r: a, pos: start, end: end}
-	_, err := io.CopyBuffer(u, struct{ io.Reader }{b.Section(start, end)}, make([]byte, 256<<10))
-	if err != nil && !errors.Is(err, errEnough) {
-		return false, err
+// sameBytes compares the bytes of a transaction that stands at the same position of both, when its records have been read.
+func sameBytes(a, b *stream) (bool, error) {
+	start, end := a.txn.pos, a.txn.pos+a.txn.header.RecordLen()
+	if fa, fb := a.side.file, b.side.file; fa != nil && fb != nil {
+		u := &untilDifferent{r: fa, pos: start, end: end}
+		_, err := io.CopyBuffer(u, struct{ io.Reader }{fb.Section(start, end)}, make([]byte, 256<<10))
+		if err != nil && !errors.Is(err, errEnough) {
+			return false, err
+		}
+		return u.pos == end, nil
 	}
-	return u.pos == end, nil
+	for _, s := range []*stream{a, b} {
+		if s.side.file == nil {
+			continue
+		}
+		var err error
+		if s.sum, err = fileSum(s.side.file, start, end); err != nil {
+			return false, err
+		}
+	}
+	return a.sum == b.sum, nil
 }
 
 func (s *stream) note(in *filestorage.Index, r filestorage.Record, tid filestorage.TID) {

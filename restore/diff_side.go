@@ -189,9 +189,11 @@ func (s *Side) boundaryBefore(mark Mark) (position int64) {
 
 func (s *Side) unreadable(err error) error { return fmt.Errorf("%s: %w", s.name, err) }
 
-// diffEvent is the beginning of a transaction, or a data record of it.
+// diffEvent is the beginning of a transaction, a data record of it, or its end, which only a repository tells.
 type diffEvent struct {
 	begins bool
+	ends   bool
+	sum    dataSum // at its end
 	pos    int64
 	header filestorage.TxnHeader
 	user   string
@@ -245,7 +247,9 @@ func (s *Side) storedEvents(ctx context.Context, from int64) iter.Seq2[diffEvent
 				return nil
 			}
 			check := filestorage.NewChecker(inc.File, inc.Start)
+			sums := newSummer(check, inc.Start, func(sum dataSum) error { return tell(diffEvent{ends: true, sum: sum}) })
 			check.OnTransaction = func(pos int64, h filestorage.TxnHeader) error {
+				sums.transaction(pos, h)
 				e = diffEvent{begins: true, pos: pos, header: h}
 				return nil
 			}
@@ -254,7 +258,7 @@ func (s *Side) storedEvents(ctx context.Context, from int64) iter.Seq2[diffEvent
 				return tell(e)
 			}
 			check.OnRecord = func(r filestorage.Record, _ []byte) error { return tell(diffEvent{record: r}) }
-			err := s.repo.Copy(ctx, inc, check)
+			err := s.repo.Copy(ctx, inc, sums)
 			if errors.Is(err, errEnough) {
 				return
 			}

@@ -210,7 +210,7 @@ type golden struct {
 	} `json:"recover"`
 }
 
-func hash(b []byte) string {
+func hexSum(b []byte) string {
 	sum := sha256.Sum256(b)
 	return hex.EncodeToString(sum[:])
 }
@@ -238,8 +238,8 @@ func TestRepositoriesOfRepozoAreRecoveredAtEveryDate(t *testing.T) {
 				}
 				require.NoError(t, err)
 				require.Equal(t, *w.Size, res.Size)
-				require.Equal(t, *w.SHA256, hash(read(t, out)))
-				require.Equal(t, *w.IndexSHA256, hash(read(t, out+".index")), "FileStorage's own index of that moment")
+				require.Equal(t, *w.SHA256, hexSum(read(t, out)))
+				require.Equal(t, *w.IndexSHA256, hexSum(read(t, out+".index")), "FileStorage's own index of that moment")
 				requireIndexed(t, out)
 			})
 		}

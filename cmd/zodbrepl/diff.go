@@ -37,9 +37,9 @@ func diffCommand() *cli.Command {
 sftp://user@host/path, of which the newest chain counts.
 
 Tells the last common transaction and its position, every transaction that only one has ("<" for A, ">" for B) with its
-oids, and every object that was changed since, by A, by B or by both. Headers are compared; data is not read. When one of
-the two was packed, positions say nothing: transactions are compared by their tids, objects by their current revisions, and
-what the pack may have removed is marked with "?". What is in flight counts for nothing: a server may be writing.
+oids, and every object that was changed since, by A, by B or by both. Headers are compared; data is read only where
+nothing else tells why the two differ. When one of the two was packed, positions say nothing: transactions are compared by
+their tids, objects by their current revisions, and what the pack may have removed is marked with "?". What is in flight counts for nothing: a server may be writing.
 
 The exit code is 1 when they differ, also when only a pack has made them differ. What cannot be compared ends with another
 code, never with 1.`,
