@@ -16,6 +16,7 @@ BUILD   := CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false -ldflags '$(LDFLA
 
 FUZZTIME   ?= 20s
 ROUNDS     ?= 1000
+HISTORIES  ?= 3000
 BENCH_SIZE ?= 1024
 BENCH_RUNS ?= 3
 # The table of growth is for these sizes beside it; 4096 takes ten minutes more, and 25 GiB of disk.
@@ -29,7 +30,7 @@ GOTESTFLAGS ?=
 # The tests fsync all the time, and none can see whether that works: memory does as well as a disk, many times faster.
 SHM := $(shell [ -w /dev/shm ] && [ "$$(df --output=avail -k /dev/shm 2>/dev/null | tail -n 1)" -ge 2097152 ] && echo /dev/shm)
 ifneq ($(SHM),)
-test race interop kill: export TMPDIR := $(SHM)
+test race interop kill walk: export TMPDIR := $(SHM)
 endif
 
 # A process with the race detector sleeps for a second before it ends; tests start hundreds.
@@ -62,6 +63,7 @@ interop: ## tests against the real ZODB, ZEO, repozo and OpenSSH; installs what 
 	scripts/debian.sh strace zstd mkfs.xfs:xfsprogs systemd-analyze:systemd ip:iproute2 sshd:openssh-server sftp:openssh-client ocf-tester:resource-agents xmllint:libxml2-utils keepalived curl
 	CGO_ENABLED=0 $(GO) test -tags interop -count=1 -timeout 20m $(GOTESTFLAGS) ./scripts/interop/...
 	CGO_ENABLED=0 $(GO) test -tags interop -count=1 -timeout 20m $(GOTESTFLAGS) ./scripts/kill -kill.rounds=60
+	CGO_ENABLED=0 $(GO) test -count=1 -timeout 20m -v $(GOTESTFLAGS) ./restore -run TestAnyHistoryOfASite -rapid.checks=300
 
 .PHONY: lint
 lint: ## gofmt, vet, staticcheck, shellcheck, tidy modules, imports one way
@@ -74,6 +76,10 @@ fuzz: ## every fuzz target for FUZZTIME (20s)
 .PHONY: kill
 kill: ## kill backup, ship, watch and recover at random moments, ROUNDS (1000) times
 	CGO_ENABLED=0 $(GO) test -count=1 -timeout 0 -v ./scripts/kill -kill.rounds=$(ROUNDS) $(GOTESTFLAGS)
+
+.PHONY: walk
+walk: ## random histories of three hosts, held to every promise, HISTORIES (3000) of them
+	CGO_ENABLED=0 $(GO) test -count=1 -timeout 0 -v ./restore -run TestAnyHistoryOfASite -rapid.checks=$(HISTORIES) $(GOTESTFLAGS)
 
 .PHONY: demo
 demo: ## see the whole of it in a minute, without Python and root

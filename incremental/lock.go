@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -123,6 +124,9 @@ func ReadFence(ctx context.Context, src Source) (Fence, error) {
 	}
 	return f, nil
 }
+
+// Fenced says whether the listing shows a fence. To ask costs nothing.
+func (r *Repository) Fenced() bool { return slices.Contains(r.names, fenceName) }
 
 // Encode returns the fence's JSON.
 func (f Fence) Encode() ([]byte, error) {

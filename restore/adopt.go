@@ -8,7 +8,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
 	"path/filepath"
+	"syscall"
 
 	"zodbrepl/filestorage"
 	"zodbrepl/incremental"
@@ -27,6 +29,9 @@ func (s *standby) adopt(ctx context.Context, repo *incremental.Repository) error
 			Keeping("it was not changed").Remedy("run on the master: zodbrepl backup, then zodbrepl ship")
 	}
 	chain := chains[len(chains)-1]
+	if err := s.refuseMaster(chain.Last()); err != nil {
+		return err
+	}
 	ext, err := s.file.Committed(ctx, filestorage.MagicSize)
 	if err != nil {
 		return err
@@ -73,6 +78,29 @@ func (s *standby) adopt(ctx context.Context, repo *incremental.Repository) error
 	}
 	return s.refuse(fmt.Sprintf("it has transactions up to %s, but the chain %s ends at %s: it is ahead of the repository", ext.Last, chain.Stamp, st.Applied.LastTID),
 		"if it is a copy of the master's, back up and ship there, then start watch again; if this host was the master: zodbrepl rejoin --data "+s.data+" --from DIR")
+}
+
+// refuseMaster refuses a Data.fs that the newest increment was made of: a watch that is started on the master by mistake
+// must not make it a standby.
+func (s *standby) refuseMaster(newest incremental.Increment) error {
+	m := newest.Manifest
+	if m == nil || s.promoting || m.Source.Inode == 0 {
+		return nil
+	}
+	host, err := os.Hostname()
+	if err != nil {
+		return err
+	}
+	fi, err := s.osf.Stat()
+	if err != nil {
+		return err
+	}
+	if st, ok := fi.Sys().(*syscall.Stat_t); !ok || m.Host != host || m.Source.Path != s.data || m.Source.Inode != st.Ino {
+		return nil
+	}
+	return fault.New(fault.Refused, "%s was made of this very file, %s on %s: this host is the master", newest.File, s.data, host).
+		Keeping("nothing was changed").
+		Remedy("run watch on the standby; to exchange the two: zodbrepl handover; if another host was promoted since: zodbrepl rejoin")
 }
 
 func (s *standby) refuse(how, next string) error {

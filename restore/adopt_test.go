@@ -168,3 +168,16 @@ func TestAPartOfAFullThatSomebodyWritesToIsNotReplaced(t *testing.T) {
 	_, err = ReadStatus(context.Background(), StatusOptions{Data: p.data})
 	require.NoError(t, err)
 }
+
+func TestAWatchThatIsStartedOnTheMasterByMistakeIsRefused(t *testing.T) {
+	p := newPair(t)
+	p.step(3)
+	before := tree(t, p.dir)
+	_, err := p.watch(func(o *WatchOptions) { o.Data, o.Source = p.g.Path(), p.repo })
+	require.ErrorIs(t, err, fault.Refused)
+	require.Contains(t, err.Error(), "this host is the master")
+	require.Contains(t, fault.Next(err), "zodbrepl handover")
+	require.Equal(t, before, tree(t, p.dir))
+	_, err = p.promote(func(o *PromoteOptions) { o.Data, o.Source = p.g.Path(), p.repo })
+	require.NoError(t, err, "a master that has lost its state file")
+}

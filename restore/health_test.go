@@ -220,8 +220,9 @@ func TestHealthOverHTTP(t *testing.T) {
 	// An increment that is damaged.
 	p.grow(1)
 	res := p.backup()
+	var good []byte
+	change(t, p.repo.Path(res.File), func(b []byte) []byte { good = b; return b[:len(b)-1] })
 	p.ship()
-	change(t, p.dataFileOf(stampOfFile(res.File)), func(b []byte) []byte { return b[:len(b)-1] })
 	require.Eventually(t, func() bool { return h.Report().Condition.Name == "bad-increment" }, waitLimit, waitTick)
 	code, _, _ = get(t, h, "GET", "/healthz", "")
 	require.Equal(t, 200, code, "it was current not long ago")
@@ -230,6 +231,7 @@ func TestHealthOverHTTP(t *testing.T) {
 	require.Equal(t, 503, code)
 	require.Contains(t, body, "not healthy: bad-increment, lag 5m1s (at most 5m0s)")
 	require.Contains(t, body, "\nnext: ")
+	change(t, p.repo.Path(res.File), func([]byte) []byte { return good })
 	p.ship()
 	require.Eventually(t, func() bool { return h.Report().Healthy }, waitLimit, waitTick)
 	require.Equal(t, stampOfFile(res.File), h.Report().Stamp)

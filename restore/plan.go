@@ -81,6 +81,9 @@ func planFor(ctx context.Context, repo *incremental.Repository, st State) (plan,
 	if err := oneBranch(repo, sorted, p.head); err != nil {
 		return p, err
 	}
+	if err := overtaken(ctx, repo, p.head, st); err != nil {
+		return p, err
+	}
 	p.stale = p.strayed(sorted, st)
 	if p.head == nil {
 		if p.blocked == nil && p.stale == nil {
@@ -117,6 +120,45 @@ func nothing(repo *incremental.Repository, st State, known bool) error {
 			Keeping("Data.fs is as it was").Remedy("see whether it is the right directory, and mounted; then ship again from the master")
 	}
 	return nil
+}
+
+// overtaken refuses to wait for more where a new master writes increments with older stamps than the last that was applied
+// here, which was a stale master's: the clock of that one was ahead. The place's fence tells of the new master; where it
+// tells of no other, no older manifest is read.
+func overtaken(ctx context.Context, repo *incremental.Repository, head *incremental.Manifest, st State) error {
+	if st.Applied.Position == 0 || head != nil && head.Epoch > st.Epoch || !repo.Fenced() {
+		return nil
+	}
+	fence, err := incremental.ReadFence(ctx, repo.Source())
+	if err != nil {
+		return unreadable(err)
+	}
+	if fence.Lineage != st.Lineage || fence.Epoch <= st.Epoch {
+		return nil
+	}
+	for _, stamp := range slices.Backward(repo.ManifestStamps()) {
+		if stamp > st.Applied.Stamp {
+			continue
+		}
+		m, err := incremental.ReadManifest(ctx, repo.Source(), stamp)
+		switch {
+		case err != nil && ctx.Err() != nil:
+			return ctx.Err()
+		case err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, fault.Unverified):
+			return unreadable(err)
+		case err == nil && m.Epoch > st.Epoch:
+			return leftBehind(m, st)
+		}
+	}
+	return nil
+}
+
+// leftBehind says that this standby has followed a stale master for too long.
+func leftBehind(m *incremental.Manifest, st State) error {
+	return fault.New(fault.Diverged, "%s of epoch %d continues the increment %s; this standby has applied %s since (up to transaction %s), which the host that was promoted never had",
+		m.File, m.Epoch, m.Previous, st.Applied.Stamp, st.Applied.LastTID).
+		Keeping("Data.fs is as it was").
+		Remedy("make it a standby of that host, which keeps what only this one has: zodbrepl rejoin --data DATA.FS --from DIR")
 }
 
 // sameHistory refuses deltas that continue another increment of the same stamp than the one that was applied. Their
@@ -210,10 +252,7 @@ func pathTo(ms map[incremental.Stamp]*incremental.Manifest, head *incremental.Ma
 		}
 		prev := ms[m.Previous]
 		if prev == nil && m.Epoch > st.Epoch && m.Previous < st.Applied.Stamp {
-			return nil, fault.New(fault.Diverged, "%s of epoch %d continues the increment %s; this standby has applied %s since (up to transaction %s), which the host that was promoted never had",
-				m.File, m.Epoch, m.Previous, st.Applied.Stamp, st.Applied.LastTID).
-				Keeping("Data.fs is as it was").
-				Remedy("make it a standby of that host, which keeps what only this one has: zodbrepl rejoin --data DATA.FS --from DIR")
+			return nil, leftBehind(m, st)
 		}
 		if prev == nil || prev.End != m.Start || prev.Epoch > m.Epoch {
 			return nil, fault.New(fault.Gap, "%s continues the increment %s at position %d, which is not here", m.File, m.Previous, m.Start).

@@ -109,7 +109,7 @@ func (o PromoteOptions) promote(ctx context.Context) (res PromoteResult, err err
 		os.Remove(o.Data + promoteExt) // what stays of it after a crash means nothing: the lock does
 		intent.Close()
 	}()
-	s := &standby{data: o.Data, log: o.Log, now: o.Now, crash: o.crash}
+	s := &standby{data: o.Data, promoting: true, log: o.Log, now: o.Now, crash: o.crash}
 	_, err = retryLock(ctx, deadline, func() (struct{}, error) {
 		return struct{}{}, openStandby(ctx, s, o.Source)
 	})

@@ -32,6 +32,8 @@ type standby struct {
 	index      *filestorage.Index // of Data.fs up to the position; nil when not needed yet
 	indexSaved bool               // Data.fs.index is as good
 
+	promoting bool // the Data.fs may be a master's that has lost its state file
+
 	spool int // bytes of a segment that are kept in memory
 
 	// allowed, when set, is asked before each replay.

@@ -66,7 +66,7 @@ func (s *shipment) inspect(ctx context.Context) (*inventory, error) {
 }
 
 // sameHistory refuses a target with another history than ours, and finds its oldest chain. It reads only the
-// manifests there that are not ours, and the newest.
+// manifests there that are not ours, the newest, and of those that are older than all of ours the newest.
 func (s *shipment) sameHistory(ctx context.Context, own *incremental.Manifest, v *inventory) error {
 	mine, chain := make(map[incremental.Stamp]*incremental.Manifest), make(map[incremental.Stamp]incremental.Stamp)
 	for _, c := range s.chains {
@@ -78,8 +78,9 @@ func (s *shipment) sameHistory(ctx context.Context, own *incremental.Manifest, v
 	stamps := v.repo.ManifestStamps()
 	for i, stamp := range stamps {
 		ours := mine[stamp]
-		older := stamp < s.chains[0].Stamp // pruned here
-		if i < len(stamps)-1 && (older || s.looksSame(ours, v)) {
+		older := stamp < s.chains[0].Stamp // pruned here, or written before this repository was begun
+		last := i == len(stamps)-1 || older && stamps[i+1] >= s.chains[0].Stamp
+		if !last && (older || s.looksSame(ours, v)) {
 			continue
 		}
 		m, err := incremental.ReadManifest(ctx, s.target, stamp)
@@ -136,6 +137,9 @@ func (s *shipment) compatible(own, m, ours *incremental.Manifest, known bool) er
 		return s.raiseFence(m.Lineage, m.Epoch, fmt.Sprintf("%s on %s, written by host %s", m.File, s.where, m.Host))
 	case m.Epoch < own.Epoch:
 		return s.past(own, m, ours, known)
+	case len(m.Promotions) > 0 && len(own.Promotions) > 0 && m.Promotions.Last().ID != own.Promotions.Last().ID:
+		return fault.New(fault.Diverged, "holds %s of host %s, which was promoted to epoch %d as well as this one: two masters", m.File, m.Host, m.Epoch).
+			Keeping("nothing was sent there").Remedy("decide which of the two is the master; see \"Split brain\" in docs/operations.md")
 	case ours != nil && ours.Start == m.Start && ours.End == m.End && ours.MD5 == m.MD5 && ours.Tail == m.Tail:
 		return nil
 	case ours == nil && known:

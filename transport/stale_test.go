@@ -4,6 +4,7 @@ import (
 	"os"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 
@@ -105,4 +106,22 @@ func TestATargetThatHasMoreOfTheHistoryIsNotWrittenTo(t *testing.T) {
 	err := behind.refuses(dir, fault.Gap)
 	require.ErrorContains(t, err, "belongs to this history")
 	require.NotEmpty(t, fault.Next(err))
+}
+
+// A master that begins a repository anew, because the other of two had written into the old one, must not mix its
+// increments with the other's on a target: those look as if they had been pruned.
+func TestATargetOfTheOtherOfTwoMastersIsRefusedAlsoByARepositoryThatWasBegunAnew(t *testing.T) {
+	m, dir := newMaster(t), t.TempDir()
+	m.backup()
+	other := m.twin()
+	one, two := branch(m, 2), branch(m, 2)
+	m.backup(one)
+	m.ship(dir)
+	before := tree(t, dir)
+	other.repo = incremental.Dir(t.TempDir())
+	other.now = m.now.Add(time.Hour)
+	other.backup(two)
+	err := other.refuses(dir, fault.Diverged)
+	require.ErrorContains(t, err, "two masters")
+	require.Equal(t, before, tree(t, dir))
 }
