@@ -104,6 +104,8 @@ type Fence struct {
 	Seen    time.Time `json:"seen"`
 	// Own: it is the epoch of the promoted node that backs up here, which may have written nothing in it yet.
 	Own bool `json:"own,omitempty"`
+	// Promotion is that node's, when it is its own: what follows its increment in an older epoch is a stale master's.
+	Promotion *Promotion `json:"promotion,omitempty"`
 }
 
 // FenceName is the name of the fence's file.
@@ -141,7 +143,7 @@ func (b *backup) raiseOwnFence() error {
 		return nil
 	}
 	p := b.Promotions.Last()
-	fence := Fence{Lineage: b.Lineage, Epoch: p.Epoch, Where: "the promotion of host " + p.Host, Seen: p.Time, Own: true}
+	fence := Fence{Lineage: b.Lineage, Epoch: p.Epoch, Where: "the promotion of host " + p.Host, Seen: p.Time, Own: true, Promotion: &p}
 	old, err := ReadFence(context.Background(), b.Repository)
 	if err != nil || old.covers(fence) {
 		return err
@@ -168,7 +170,23 @@ func (f Fence) Raise(dir Dir) error {
 
 // covers says whether there is nothing in f that the repository does not know.
 func (f Fence) covers(other Fence) bool {
-	return f.Epoch > other.Epoch || f.Epoch == other.Epoch && (f.Own || !other.Own)
+	same := !other.Own || f.Own && f.promotion().ID == other.promotion().ID
+	return f.Epoch > other.Epoch || f.Epoch == other.Epoch && same
+}
+
+func (f Fence) promotion() Promotion {
+	if f.Promotion == nil {
+		return Promotion{}
+	}
+	return *f.Promotion
+}
+
+// Branch returns the promotions that led to the node whose own fence it is; m is the newest increment that it has.
+func (f Fence) Branch(m *Manifest) Branch {
+	if f.Own && f.Epoch > m.Epoch && f.promotion().ID != "" {
+		return m.Promotions.With(f.promotion())
+	}
+	return m.Promotions
 }
 
 // Check refuses a write in an older epoch.

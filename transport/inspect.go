@@ -57,7 +57,7 @@ func (s *shipment) inspect(ctx context.Context) (*inventory, error) {
 		return nil, err
 	}
 	if len(s.strays) > 0 {
-		if err := s.setAside(ctx, own, v); err != nil {
+		if err := s.setAside(ctx, v); err != nil {
 			return nil, err
 		}
 		return s.inspect(ctx) // it is another place now
@@ -94,7 +94,7 @@ func (s *shipment) sameHistory(ctx context.Context, own *incremental.Manifest, v
 			return err
 		}
 	}
-	s.unmanifested(own, v, known)
+	s.unmanifested(v, known)
 	if len(stamps) > 0 {
 		if v.oldest = chain[stamps[0]]; v.oldest == "" {
 			v.oldest = stamps[0]
@@ -126,18 +126,19 @@ func (s *shipment) looksSame(ours *incremental.Manifest, v *inventory) bool {
 	return err == nil && v.sizes[incremental.ManifestName(ours.Stamp)] == int64(len(doc))
 }
 
-// compatible refuses a target whose manifest m shows another history than that of our newest increment, own. ours is
-// our manifest with the stamp of m, nil when there is none; known says that we had one.
+// compatible refuses a target whose manifest m shows another history than that of our newest increment, own, and of the
+// promoted node that has written none since. ours is our manifest with the stamp of m, nil when there is none; known says
+// that we had one.
 func (s *shipment) compatible(own, m, ours *incremental.Manifest, known bool) error {
 	switch {
 	case m.Lineage != own.Lineage:
 		return fault.New(fault.Diverged, "holds lineage %s (%s of host %s), this repository is of lineage %s", m.Lineage, m.File, m.Host, own.Lineage).
 			Keeping("nothing was sent there").Remedy("give every database a target directory of its own")
-	case m.Epoch > own.Epoch:
+	case m.Epoch > s.epoch:
 		return s.raiseFence(m.Lineage, m.Epoch, fmt.Sprintf("%s on %s, written by host %s", m.File, s.where, m.Host))
-	case m.Epoch < own.Epoch:
-		return s.past(own, m, ours, known)
-	case len(m.Promotions) > 0 && len(own.Promotions) > 0 && m.Promotions.Last().ID != own.Promotions.Last().ID:
+	case m.Epoch < s.epoch && (m.Epoch != own.Epoch || s.stale(m, ours)):
+		return s.past(m, ours, known)
+	case len(m.Promotions) > 0 && len(s.branch) > 0 && !s.branch.Has(m.Promotions.Last()):
 		return fault.New(fault.Diverged, "holds %s of host %s, which was promoted to epoch %d as well as this one: two masters", m.File, m.Host, m.Epoch).
 			Keeping("nothing was sent there").Remedy("decide which of the two is the master; see \"Split brain\" in docs/operations.md")
 	case ours != nil && ours.Start == m.Start && ours.End == m.End && ours.MD5 == m.MD5 && ours.Tail == m.Tail:

@@ -69,7 +69,7 @@ func Ship(ctx context.Context, o ShipOptions) ([]TargetResult, error) {
 	if err := shippable(o.Repository, chains, others); err != nil {
 		return nil, err
 	}
-	epoch, err := ownEpoch(o.Repository, chains)
+	epoch, branch, err := ownEpoch(o.Repository, chains)
 	if err != nil {
 		return nil, err
 	}
@@ -79,7 +79,7 @@ func Ship(ctx context.Context, o ShipOptions) ([]TargetResult, error) {
 	var fence sync.Mutex
 	for i, where := range o.Targets {
 		wg.Go(func() {
-			s := &shipment{ShipOptions: o, where: where, repo: repo, chains: chains, others: others, fence: &fence, epoch: epoch,
+			s := &shipment{ShipOptions: o, where: where, repo: repo, chains: chains, others: others, fence: &fence, epoch: epoch, branch: branch,
 				res: TargetResult{Target: where, Increments: []incremental.Stamp{}, Standbys: []incremental.Answer{}}}
 			if errs[i] = s.run(ctx); errs[i] != nil {
 				s.res.Error = errs[i].Error()
@@ -123,22 +123,22 @@ func checkPlace(dir incremental.Dir, where string) error {
 	return nil
 }
 
-// ownEpoch is the epoch of whoever backs up into the repository: that of its newest increment, or the higher one of a node
-// that was promoted and has written nothing since. It refuses when the repository knows of a higher epoch of another
+// ownEpoch is the epoch of whoever backs up into the repository, and the promotions that led to it: that of its newest
+// increment, or the higher one of a node that was promoted and has written nothing since. It refuses when the repository knows of a higher epoch of another
 // host's: what it holds is a stale master's then.
-func ownEpoch(dir incremental.Dir, chains []incremental.Chain) (int, error) {
+func ownEpoch(dir incremental.Dir, chains []incremental.Chain) (int, incremental.Branch, error) {
 	fence, err := incremental.ReadFence(context.Background(), dir)
 	if err != nil {
-		return 0, err
+		return 0, nil, err
 	}
 	own := chains[len(chains)-1].Last().Manifest
 	switch {
 	case fence.Epoch <= own.Epoch || fence.Lineage != own.Lineage:
-		return own.Epoch, nil
+		return own.Epoch, own.Promotions, nil
 	case fence.Own:
-		return fence.Epoch, nil
+		return fence.Epoch, fence.Branch(own), nil
 	}
-	return 0, superseded(fence.Epoch, fence.Where)
+	return 0, nil, superseded(fence.Epoch, fence.Where)
 }
 
 // shipment is a run for one target.
@@ -150,6 +150,7 @@ type shipment struct {
 	others []incremental.Problem // what belongs to no chain
 	fence  *sync.Mutex           // guards the repository's fence among the targets
 	epoch  int                   // of whoever backs up into the repository
+	branch incremental.Branch    // the promotions that led to that
 	target Target
 	res    TargetResult
 	plan   plan

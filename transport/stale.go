@@ -8,13 +8,19 @@ import (
 	"zodbrepl/internal/fault"
 )
 
+// stale says whether m is an increment that a stale master wrote: of an epoch that was over when it was made.
+func (s *shipment) stale(m, ours *incremental.Manifest) bool {
+	end, ok := s.branch.End(m.Epoch)
+	return ok && m.Stamp > end.Stamp && (ours == nil || ours.Epoch > m.Epoch)
+}
+
 // past decides about an increment of an older epoch on the target: a part of our history, or what a stale master wrote.
-func (s *shipment) past(own, m, ours *incremental.Manifest, known bool) error {
-	end, ok := own.Promotions.End(m.Epoch)
+func (s *shipment) past(m, ours *incremental.Manifest, known bool) error {
+	_, ok := s.branch.End(m.Epoch)
 	switch {
 	case !ok:
 		return nil // which promotion ended that epoch is not known
-	case m.Stamp > end.Stamp && (ours == nil || ours.Epoch > m.Epoch):
+	case s.stale(m, ours):
 		s.strays = append(s.strays, m.Stamp)
 		return nil
 	case ours != nil || known:
@@ -27,8 +33,8 @@ func (s *shipment) past(own, m, ours *incremental.Manifest, known bool) error {
 
 // unmanifested finds increments without a manifest that are not ours, and newer than the promotion: a stale master has put
 // them there with repozo or rsync, or his ship was cut off.
-func (s *shipment) unmanifested(own *incremental.Manifest, v *inventory, known map[incremental.Stamp]bool) {
-	after := own.Promotions.Last().Stamp
+func (s *shipment) unmanifested(v *inventory, known map[incremental.Stamp]bool) {
+	after := s.branch.Last().Stamp
 	if after == "" {
 		return
 	}
@@ -44,11 +50,11 @@ func (s *shipment) unmanifested(own *incremental.Manifest, v *inventory, known m
 }
 
 // setAside renames what a stale master wrote: before anything of ours takes its names, and so that no standby takes it.
-func (s *shipment) setAside(ctx context.Context, own *incremental.Manifest, v *inventory) error {
+func (s *shipment) setAside(ctx context.Context, v *inventory) error {
 	for _, stamp := range s.strays {
 		aside, err := v.repo.SetAside(ctx, s.target, stamp)
 		for _, name := range aside {
-			s.Log.Warn("a stale master has written to the target: it is set aside", "target", s.where, "increment", name, "epoch", own.Epoch)
+			s.Log.Warn("a stale master has written to the target: it is set aside", "target", s.where, "increment", name, "epoch", s.epoch)
 		}
 		if err != nil {
 			return fmt.Errorf("increment %s of a stale master could not be set aside: %w", stamp, err)
@@ -77,10 +83,10 @@ func (s *shipment) targetFence(ctx context.Context, own *incremental.Manifest, v
 // raiseTargetFence makes our epoch known on the target before the first of our increments is there: a stale master that
 // ships may not look at every manifest.
 func (s *shipment) raiseTargetFence(ctx context.Context, own *incremental.Manifest) error {
-	if len(own.Promotions) == 0 || s.fenced >= own.Epoch {
+	if len(s.branch) == 0 || s.fenced >= s.epoch {
 		return nil
 	}
-	p := own.Promotions.Last()
+	p := s.branch.Last()
 	doc, err := incremental.Fence{Lineage: own.Lineage, Epoch: p.Epoch, Where: "the promotion of host " + p.Host, Seen: p.Time}.Encode()
 	if err != nil {
 		return err

@@ -125,3 +125,25 @@ func TestATargetOfTheOtherOfTwoMastersIsRefusedAlsoByARepositoryThatWasBegunAnew
 	require.ErrorContains(t, err, "two masters")
 	require.Equal(t, before, tree(t, dir))
 }
+
+// Of two that were promoted to one epoch, the one that has committed nothing yet does not take the other for a stale
+// master, nor for one that was promoted after it: nobody is fenced.
+func TestAQuietPromotedNodeRefusesTheTargetOfAnother(t *testing.T) {
+	m, dir := newMaster(t), t.TempDir()
+	m.backup()
+	quiet, other := m.twin(), m.twin()
+	o := incremental.BackupOptions{Data: quiet.g.Path(), Repository: quiet.repo, Now: func() time.Time { return quiet.now }}
+	branch(quiet, 2)(&o)
+	res, err := incremental.Backup(t.Context(), o)
+	require.NoError(t, err)
+	require.Equal(t, "none", res.Action)
+	other.backup(branch(other, 2))
+	other.ship(dir)
+	before := tree(t, dir)
+	err = quiet.refuses(dir, fault.Diverged)
+	require.ErrorContains(t, err, "two masters")
+	require.Equal(t, before, tree(t, dir))
+	fence, err := incremental.ReadFence(t.Context(), quiet.repo)
+	require.NoError(t, err)
+	require.True(t, fence.Own)
+}
