@@ -325,7 +325,7 @@ func (s *shipment) data(ctx context.Context, inc incremental.Increment, there *i
 		return err
 	}
 	s.res.Resumed += max(0, m.StoredSize-sent) // after a cut, more than all of it may have travelled
-	return s.target.Publish(ctx, m.File)
+	return publish(ctx, s.target, m.File)
 }
 
 func (s *shipment) small(ctx context.Context, name string, content []byte) error {

@@ -359,6 +359,27 @@ func TestTwoShipsToOneTargetAtOnce(t *testing.T) {
 	require.True(t, err == nil || errors.Is(err, fault.Busy), "%v", err)
 }
 
+// Another that ships to the same place, as one that was promoted does, clears up what it takes for left over.
+func TestWhatAnotherHasClearedAwayIsToldAndSentAgain(t *testing.T) {
+	m, dir := newMaster(t), t.TempDir()
+	m.backup()
+	man := m.manifests()[0]
+	for _, name := range []string{man.File, string(man.Stamp) + ".dat", incremental.ManifestName(man.Stamp)} {
+		_, err := m.through(t.Context(), dir, &faulty{before: func(call string) {
+			if call == "publish "+name {
+				require.NoError(t, os.Remove(filepath.Join(dir, name+".tmp")))
+			}
+		}})
+		require.ErrorContains(t, err, name+" was removed there")
+		require.Equal(t, 1, fault.ExitCode(err))
+		require.Contains(t, fault.Next(err), "ship again")
+		require.NotEmpty(t, fault.Kept(err))
+		require.NoFileExists(t, filepath.Join(dir, name))
+	}
+	m.ship(dir)
+	m.same(dir)
+}
+
 func TestATargetThatWasPrunedIsNotFilledAgain(t *testing.T) {
 	m, dir := standard(t), incremental.Dir(t.TempDir())
 	m.ship(string(dir))

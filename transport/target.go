@@ -3,11 +3,14 @@ package transport
 import (
 	"bytes"
 	"context"
+	"errors"
 	"io"
+	"io/fs"
 	"log/slog"
 	"time"
 
 	"zodbrepl/incremental"
+	"zodbrepl/internal/fault"
 )
 
 // Target is a directory somewhere that can be read as a repository and written to.
@@ -46,7 +49,19 @@ func WriteFile(ctx context.Context, t Target, name string, content []byte) error
 	if _, err := t.Put(ctx, name, bytes.NewReader(content), int64(len(content)), nil); err != nil {
 		return err
 	}
-	return t.Publish(ctx, name)
+	return publish(ctx, t, name)
+}
+
+// publish publishes what was just put. What it was put under may be gone: whoever else ships to the target removes what he
+// takes for the left-over of a dead run.
+func publish(ctx context.Context, t Target, name string) error {
+	err := t.Publish(ctx, name)
+	if errors.Is(err, fs.ErrNotExist) {
+		return fault.New(nil, "%s was removed there before it was complete: somebody else ships to this place, or clears it up", name).Because(err).
+			Keeping("what was published there is as it was, and this repository").
+			Remedy("ship again: it looks first whether another host was promoted. If none was, let one repository alone ship there")
+	}
+	return err
 }
 
 // TargetOptions says how to reach a target. The zero value is good.
