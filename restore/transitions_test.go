@@ -87,14 +87,13 @@ func TestEachCommandInEachRole(t *testing.T) {
 			return err
 		},
 	}
-	// A watch adopts a Data.fs that is a verified prefix of its chain, also a master's when all is backed up: it is a standby then.
 	for _, c := range []struct {
 		role                                             string
 		backup, watch, promote, handover, cancel, rejoin int
 	}{
-		{"a master", 0, 5, 1, 1, 0, 3},
+		{"a master", 0, 3, 1, 1, 0, 3},
 		{"a standby", 3, 0, 0, 3, 3, 0},
-		{"a master that has offered", 3, 0, 1, 1, 0, 3},
+		{"a master that has offered", 3, 3, 1, 1, 0, 3},
 		{"a node that has taken over", 0, 3, 0, 6, 0, 3},
 		{"a node that has handed over", 3, 0, 0, 0, 3, 0},
 		{"a promoted node", 0, 3, 0, 6, 0, 3},
