@@ -87,6 +87,11 @@ func planFor(ctx context.Context, repo *incremental.Repository, st State) (plan,
 	p.stale = p.strayed(sorted, st)
 	if p.head == nil {
 		if p.blocked == nil && p.stale == nil {
+			if !known {
+				if err := elsewhere(ctx, repo, st); err != nil {
+					return p, err
+				}
+			}
 			p.blocked = nothing(repo, st, known)
 		}
 		return p, nil
@@ -149,6 +154,30 @@ func overtaken(ctx context.Context, repo *incremental.Repository, head *incremen
 		case err == nil && m.Epoch > st.Epoch:
 			return leftBehind(m, st)
 		}
+	}
+	return nil
+}
+
+// elsewhere refuses a place that ends before what was applied, when what it ends with is of another history: of the other
+// of two masters, whose clock is behind, say.
+func elsewhere(ctx context.Context, repo *incremental.Repository, st State) error {
+	for _, stamp := range slices.Backward(repo.ManifestStamps()) {
+		m, err := incremental.ReadManifest(ctx, repo.Source(), stamp)
+		switch {
+		case err != nil && ctx.Err() != nil:
+			return ctx.Err()
+		case errors.Is(err, fs.ErrNotExist) || errors.Is(err, fault.Unverified):
+			continue
+		case err != nil:
+			return unreadable(err)
+		case m.Lineage != st.Lineage:
+			return foreign(repo, m, st)
+		case m.Epoch > st.Epoch:
+			return leftBehind(m, st)
+		case m.Epoch == st.Epoch && !st.Promotions.ContinuedBy(m.Promotions):
+			return parted(repo, m, st)
+		}
+		return nil
 	}
 	return nil
 }

@@ -234,10 +234,12 @@ func (s *site) tids(path string) map[filestorage.TID]bool {
 	return tids
 }
 
-func (s *site) backup(h *siteHost) (res incremental.BackupResult, err error) {
-	calmly(func() {
-		res, err = Backup(context.Background(), incremental.BackupOptions{Data: h.data, Repository: h.repo, Now: s.now(h)})
-	})
+func (s *site) backup(h *siteHost, change ...func(*incremental.BackupOptions)) (res incremental.BackupResult, err error) {
+	o := incremental.BackupOptions{Data: h.data, Repository: h.repo, Now: s.now(h)}
+	for _, c := range change {
+		c(&o)
+	}
+	calmly(func() { res, err = Backup(context.Background(), o) })
 	s.remember(h, res)
 	return res, err
 }
