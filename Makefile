@@ -55,7 +55,7 @@ test: ## all tests that need Go alone
 .PHONY: race
 race: ## the same under the race detector, which needs a C compiler
 	@command -v "$$($(GO) env CC)" >/dev/null || { echo "make race: Go's race detector needs a C compiler ($$($(GO) env CC)): apt-get install gcc libc6-dev" >&2; exit 1; }
-	CGO_ENABLED=1 $(GO) test -race $(GOTESTFLAGS) ./...
+	CGO_ENABLED=1 $(GO) test -race -timeout 20m $(GOTESTFLAGS) ./...
 
 .PHONY: interop
 interop: ## tests against the real ZODB, ZEO, repozo and OpenSSH; installs what it needs
