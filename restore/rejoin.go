@@ -20,8 +20,11 @@ type RejoinOptions struct {
 	GiveUp bool
 	// DryRun only tells what would be done.
 	DryRun bool
-	Log    *slog.Logger // nil: discarded
-	Now    func() time.Time
+	// Tell sends the answer to where the increments come from: until it is a standby's, the other of two masters may not
+	// back up there. Optional.
+	Tell func(context.Context, incremental.Answer) error
+	Log  *slog.Logger // nil: discarded
+	Now  func() time.Time
 
 	crash func(point string)
 }

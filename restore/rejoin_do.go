@@ -18,7 +18,7 @@ import (
 //	            was. When all of it is kept, its listing is made now
 //	unindexed   Data.fs has lost an index that is newer than the cut, or it stands beside the file that is kept whole
 //	cut         Data.fs ends with an increment; or it has the name of the file that keeps it, and is no more
-//	rejoined    the state claims that; watch goes on
+//	rejoined    the state claims that; watch goes on, and tells it if this run has not
 //
 // Until rejoined, the next run begins anew and comes to the same: the common position does not depend on what is cut.
 func (r *rejoin) carryOut(ctx context.Context) error {
@@ -64,7 +64,22 @@ func (r *rejoin) carryOut(ctx context.Context) error {
 	}
 	r.at("rejoined")
 	r.Log.Info("rejoined", "storage", r.Data, "epoch", res.Epoch, "position", st.Applied.Position, "saved", res.Saved)
+	r.tell(ctx, st)
 	return nil
+}
+
+// tell tells the source that the node is a standby. That it cannot be told, because the source is read-only, hinders nothing.
+func (r *rejoin) tell(ctx context.Context, st State) {
+	if r.Tell == nil {
+		return
+	}
+	a := answerOf(r.Data, st)
+	a.Updated = r.Now().UTC()
+	ctx, cancel := context.WithTimeout(ctx, tellTimeout)
+	defer cancel()
+	if err := r.Tell(ctx, a); err != nil {
+		r.Log.Debug("the answer could not be sent", "source", r.Source, "cause", err)
+	}
 }
 
 func (r *rejoin) unwritable(err error) error {

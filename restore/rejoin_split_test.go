@@ -47,6 +47,24 @@ func TestOneOfTwoPromotedNodesGivesUpWhenTold(t *testing.T) {
 	requireSame(t, one.standbyBytes(), two.standbyBytes())
 }
 
+// Both had told of their promotion in one directory: there the master can go on at once when the other has given up.
+func TestWhoGivesUpTellsTheOther(t *testing.T) {
+	one, two, _ := split(t)
+	tell := tellIn(one.shipped)
+	require.NoError(t, tell(t.Context(), answerOf(two.data, two.state())))
+	one.write(1)
+	_, err := one.save(one.shipped)
+	require.ErrorIs(t, err, fault.Diverged)
+	f := &failover{pair: two, former: two.data}
+	_, err = f.rejoin(func(o *RejoinOptions) { o.Source, o.GiveUp, o.Tell, o.DryRun = one.shipped, true, tell, true })
+	require.NoError(t, err)
+	_, err = one.save(one.shipped)
+	require.ErrorIs(t, err, fault.Diverged, "a dry run tells nothing")
+	_, err = f.rejoin(func(o *RejoinOptions) { o.Source, o.GiveUp, o.Tell = one.shipped, true, tell })
+	require.NoError(t, err)
+	one.mustSave(one.shipped)
+}
+
 // A standby of the one that gives up goes over to the other in the same way, without being told twice: it is no master.
 func TestAStandbyOfTheOneThatGaveUpGoesOver(t *testing.T) {
 	one, two, third := split(t)

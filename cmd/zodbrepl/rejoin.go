@@ -1,12 +1,15 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"io"
 
 	"github.com/urfave/cli/v2"
 
+	"zodbrepl/incremental"
 	"zodbrepl/restore"
+	"zodbrepl/transport"
 )
 
 func rejoinCommand() *cli.Command {
@@ -48,7 +51,8 @@ func rejoinAction(c *cli.Context) error {
 	}
 	defer source.Close()
 	res, err := restore.Rejoin(c.Context, restore.RejoinOptions{Data: c.String("data"), Source: source,
-		DryRun: c.Bool("dry-run"), GiveUp: c.Bool("give-up"), Log: logger(c, c.Bool("verbose"))})
+		DryRun: c.Bool("dry-run"), GiveUp: c.Bool("give-up"),
+		Tell: func(ctx context.Context, a incremental.Answer) error { return transport.SendAnswer(ctx, source, a) }, Log: logger(c, c.Bool("verbose"))})
 	if err != nil {
 		return err
 	}

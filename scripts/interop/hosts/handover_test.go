@@ -150,8 +150,7 @@ func TestBothArePromoted(t *testing.T) {
 	untouched(t, before, b.dir)
 
 	b.good("rejoin", "--give-up", "--data", second, "--from", b.repo)
-	b.good("watch", "--once", "--from", b.repo, "--data", second) // it tells that it is a standby
-	b.good("backup", "-f", b.data, "-r", b.repo)
+	b.good("backup", "-f", b.data, "-r", b.repo) // it was told
 	b.good("watch", "--once", "--from", b.repo, "--data", second)
 	require.True(t, same(t, b.data, second))
 }
