@@ -78,3 +78,28 @@ func TestTheRunbookOfTheExchange(t *testing.T) {
 	until(t, "bms1 follows", func() bool { return s.bytes("bms1") == s.bytes("bms2") })
 	s.commits("bms2")
 }
+
+// Two standbys of one master are both promoted while neither sees the other, and clients write to both.
+func TestTheRunbookOfASplitBrain(t *testing.T) {
+	t.Parallel()
+	s := newSite(t)
+	s.configured("/mnt/zodb", "/mnt/zodb", "", "--interval 200ms")
+	former := s.hosts["bms1"].dir + "/root/srv/former.fs"
+	commit(t, former, 5)
+	s.ok("bms1", "zodbrepl backup -f /srv/former.fs -r /mnt/zodb")
+	for _, host := range []string{"bms1", "bms2"} {
+		s.ok(host, "zodbrepl watch --once --from /mnt/zodb --data /srv/zeo/Data.fs")
+	}
+	s.ok("bms1", "mv /mnt/zodb /mnt/away")
+	for _, host := range []string{"bms1", "bms2"} {
+		s.ok(host, "zodbrepl promote --no-drain --data /srv/zeo/Data.fs --exec 'systemctl start zeo'")
+		s.commits(host)
+	}
+	s.ok("bms1", "mv /mnt/away /mnt/zodb")
+	s.try("Split brain: both were promoted")
+	require.True(t, s.bytes("bms1") == s.bytes("bms2"))
+	s.commits("bms1")
+	s.ok("bms1", "zodbrepl backup -f /srv/zeo/Data.fs -r /mnt/one")
+	s.ok("bms2", "zodbrepl watch --once --from /mnt/one --data /srv/zeo/Data.fs")
+	require.True(t, s.bytes("bms1") == s.bytes("bms2"))
+}
