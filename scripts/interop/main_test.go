@@ -16,6 +16,8 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+
+	"zodbrepl/scripts/interop/built"
 )
 
 // versions are the ZODBs that we must get on with, by their environment.
@@ -30,33 +32,16 @@ const (
 	patience = 60 * time.Second
 )
 
-func TestMain(m *testing.M) {
-	code, err := runAll(m)
-	if err != nil {
-		fmt.Fprintln(os.Stderr, "interop:", err)
-		code = 1
-	}
-	os.Exit(code)
-}
+func TestMain(m *testing.M) { built.Main(m, root, &binary, environments) }
 
-func runAll(m *testing.M) (int, error) {
+// environments fails when a ZODB is not installed.
+func environments() error {
 	for name, venv := range versions {
 		if _, err := os.Stat(filepath.Join(root, venv, "bin", "repozo")); err != nil {
-			return 0, fmt.Errorf("%s is needed and %s is not there: run scripts/venv.sh first, or make interop (%w)", name, venv, err)
+			return fmt.Errorf("%s is needed and %s is not there: run scripts/venv.sh first, or make interop (%w)", name, venv, err)
 		}
 	}
-	dir, err := os.MkdirTemp("", "interop")
-	if err != nil {
-		return 0, err
-	}
-	defer os.RemoveAll(dir)
-	binary = filepath.Join(dir, "zodbrepl")
-	build := exec.Command("go", "build", "-o", binary, "./cmd/zodbrepl")
-	build.Dir, build.Env = root, append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := build.CombinedOutput(); err != nil {
-		return 0, fmt.Errorf("building zodbrepl: %w\n%s", err, out)
-	}
-	return m.Run(), nil
+	return nil
 }
 
 // eachVersion runs a test with either ZODB.

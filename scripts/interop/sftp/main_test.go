@@ -6,7 +6,6 @@ import (
 	"bytes"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"math/rand/v2"
 	"os"
 	"os/exec"
@@ -19,6 +18,7 @@ import (
 
 	"zodbrepl/fixtures"
 	"zodbrepl/internal/sshtest"
+	"zodbrepl/scripts/interop/built"
 )
 
 // binary is the real command, built once.
@@ -30,29 +30,7 @@ const (
 	patience = 60 * time.Second
 )
 
-func TestMain(m *testing.M) {
-	code, err := runAll(m)
-	if err != nil {
-		fmt.Fprintln(os.Stderr, "sftp:", err)
-		code = 1
-	}
-	os.Exit(code)
-}
-
-func runAll(m *testing.M) (int, error) {
-	dir, err := os.MkdirTemp("", "sftp")
-	if err != nil {
-		return 0, err
-	}
-	defer os.RemoveAll(dir)
-	binary = filepath.Join(dir, "zodbrepl")
-	build := exec.Command("go", "build", "-o", binary, "./cmd/zodbrepl")
-	build.Dir, build.Env = root, append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := build.CombinedOutput(); err != nil {
-		return 0, fmt.Errorf("building zodbrepl: %w\n%s", err, out)
-	}
-	return m.Run(), nil
-}
+func TestMain(m *testing.M) { built.Main(m, root, &binary) }
 
 // result is how a command ended.
 type result struct {
