@@ -285,6 +285,43 @@ func TestPacemakerDoesNotPromoteWhatMayBeOld(t *testing.T) {
 	a.call(ocfSuccess, "stop")
 }
 
+// Of two nodes that were promoted to one epoch neither is promoted again, nor made a standby, before a person has decided. A
+// rejoin that died there is finished, not followed as it is.
+func TestPacemakerPromotesNeitherOfTwoMasters(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	share, former := mkdir(t, dir, "share"), filepath.Join(dir, "former.fs")
+	commit(t, former, 5)
+	good(t, "backup", "-f", former, "-r", share)
+	a, b := newMember(t, dir, "a", share), newMember(t, dir, "b", share)
+	for _, m := range []*member{a, b} {
+		good(t, "watch", "--once", "--from", share, "--data", m.data)
+	}
+	for i, m := range []*member{a, b} {
+		good(t, "promote", "--data", m.data, "--no-drain")
+		commit(t, m.data, i+1)
+	}
+	before := []string{bytesOf(t, a.data), bytesOf(t, b.data)}
+	for _, m := range []*member{a, b} {
+		m.call(ocfSuccess, "start")
+		m.untilScore("-D")
+		require.Contains(t, m.call(ocfGeneric, "promote"), "two masters")
+	}
+	require.Equal(t, before, []string{bytesOf(t, a.data), bytesOf(t, b.data)})
+
+	b.call(ocfSuccess, "stop")
+	good(t, "rejoin", "--give-up", "--data", b.data, "--from", share)
+	state := bytesOf(t, b.data+".zodbrepl")
+	pending := strings.Replace(state, `"saved"`, `"pending": true, "saved"`, 1)
+	require.NotEqual(t, state, pending)
+	require.NoError(t, os.WriteFile(b.data+".zodbrepl", []byte(pending), 0o644))
+	a.untilScore("1000")
+	a.call(ocfSuccess, "promote")
+	good(t, "backup", "-f", a.data, "-r", share)
+	b.call(ocfSuccess, "start")
+	until(t, "b follows a", func() bool { b.call(ocfSuccess, "monitor"); return same(t, a.data, b.data) })
+}
+
 func bytesOf(t *testing.T, path string) string {
 	t.Helper()
 	b, err := os.ReadFile(path)
