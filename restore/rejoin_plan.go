@@ -162,6 +162,10 @@ func (r *rejoin) noOther(ctx context.Context, refusal error) error {
 	if fence.Epoch > own && (r.state.Lineage == "" || fence.Lineage == r.state.Lineage) {
 		return gap("another host was promoted: epoch %d was seen at %s, and %s holds no increment of it", fence.Epoch, fence.Where, r.Source)
 	}
+	last := r.state.Promotions.Last()
+	if p := fence.Promotion; p != nil && last.ID != "" && p.Epoch == last.Epoch && p.ID != last.ID && fence.Lineage == r.state.Lineage {
+		return r.twoMasters(*p).Remedy("decide which is the master; if it is %s, let it commit and back up into %s, then run this with --give-up", p.Host, r.Source)
+	}
 	if r.head != nil {
 		return refusal // the answers were read
 	}
@@ -177,6 +181,12 @@ func (r *rejoin) noOther(ctx context.Context, refusal error) error {
 	return refusal
 }
 
+func (r *rejoin) twoMasters(other incremental.Promotion) *fault.Error {
+	return fault.New(fault.Diverged, "%s was promoted to epoch %d, and so was %s, which %s is of: two masters", r.Data, other.Epoch, other.Host, r.Source).
+		Keeping("nothing was changed").
+		Remedy("see what each has: zodbrepl diff %s %s; decide which is the master; if it is %s, run this with --give-up", r.Data, r.Source, other.Host)
+}
+
 // mayFollow refuses to make a standby of a node whose history is not over.
 func (r *rejoin) mayFollow(ctx context.Context) error {
 	own, epoch := max(r.state.Epoch, 1), r.res.Epoch
@@ -187,10 +197,7 @@ func (r *rejoin) mayFollow(ctx context.Context) error {
 		if r.GiveUp {
 			return nil
 		}
-		other := r.branch.Last()
-		return fault.New(fault.Diverged, "%s was promoted to epoch %d, and so was %s, which %s is of: two masters", r.Data, own, other.Host, r.Source).
-			Keeping("nothing was changed").
-			Remedy("see what each has: zodbrepl diff %s %s; decide which is the master; if it is %s, run this with --give-up", r.Data, r.Source, other.Host)
+		return r.twoMasters(r.branch.Last())
 	}
 	if epoch > own {
 		host, err := os.Hostname()

@@ -6,6 +6,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"zodbrepl/incremental"
 	"zodbrepl/internal/fault"
 )
 
@@ -45,6 +46,23 @@ func TestOneOfTwoPromotedNodesGivesUpWhenTold(t *testing.T) {
 	_, err = two.watch()
 	require.NoError(t, err)
 	requireSame(t, one.standbyBytes(), two.standbyBytes())
+}
+
+// The other has backed up nothing and has not told of itself, but has made its promotion known to whoever writes there.
+func TestTheFenceOfTheOtherMasterIsNoRefusal(t *testing.T) {
+	one, two, _ := split(t)
+	f := &failover{pair: two, former: two.data}
+	mine, other := two.state().Promotions.Last(), one.state().Promotions.Last()
+	fence := incremental.Fence{Lineage: two.state().Lineage, Epoch: 2, Own: true, Promotion: &mine}
+	require.NoError(t, fence.Raise(two.shipped))
+	_, err := f.rejoin(dry)
+	require.ErrorIs(t, err, fault.Refused)
+	fence.Promotion = &other
+	require.NoError(t, fence.Raise(two.shipped))
+	_, err = f.rejoin(dry)
+	require.ErrorIs(t, err, fault.Diverged)
+	require.ErrorContains(t, err, "two masters")
+	require.Contains(t, fault.Next(err), "back up into")
 }
 
 // Both had told of their promotion in one directory: there the master can go on at once when the other has given up.
