@@ -184,11 +184,17 @@ func elsewhere(ctx context.Context, repo *incremental.Repository, st State) erro
 
 // leftBehind says that this standby has followed a stale master for too long.
 func leftBehind(m *incremental.Manifest, st State) error {
+	if m.Previous == st.Applied.Stamp { // two masters have used one stamp
+		return fault.New(fault.Diverged, "%s of epoch %d continues another increment %s than the one that this standby has applied (up to transaction %s), which the host that was promoted never had",
+			m.File, m.Epoch, m.Previous, st.Applied.LastTID).
+			Keeping("Data.fs is as it was").Remedy(followNew)
+	}
 	return fault.New(fault.Diverged, "%s of epoch %d continues the increment %s; this standby has applied %s since (up to transaction %s), which the host that was promoted never had",
 		m.File, m.Epoch, m.Previous, st.Applied.Stamp, st.Applied.LastTID).
-		Keeping("Data.fs is as it was").
-		Remedy("make it a standby of that host, which keeps what only this one has: zodbrepl rejoin --data DATA.FS --from DIR")
+		Keeping("Data.fs is as it was").Remedy(followNew)
 }
+
+const followNew = "make it a standby of that host, which keeps what only this one has: zodbrepl rejoin --data DATA.FS --from DIR"
 
 // sameHistory refuses deltas that continue another increment of the same stamp than the one that was applied. Their
 // own tail proof shows that only when they are short.
@@ -273,6 +279,9 @@ func pathTo(ms map[incremental.Stamp]*incremental.Manifest, head *incremental.Ma
 			break
 		}
 		if m.Previous == st.Applied.Stamp {
+			if m.Start != st.Applied.Position && m.Epoch > st.Epoch {
+				return nil, leftBehind(m, st)
+			}
 			if m.Start != st.Applied.Position {
 				return nil, fault.New(fault.Gap, "%s continues position %d, this standby is at %d", m.File, m.Start, st.Applied.Position).
 					Keeping("Data.fs is as it was").Remedy("make a new full on the master: zodbrepl backup --full, and ship it")

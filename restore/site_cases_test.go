@@ -16,9 +16,11 @@ func TestAStandbyThatHasAppliedALaterStampOfAStaleMasterIsToldOfTheNewOne(t *tes
 	for _, c := range []struct {
 		name  string
 		ahead time.Duration // the stale master's clock
+		more  bool          // the new one has gone on
 	}{
-		{"the clock of the stale master was ahead", 2 * time.Hour},
-		{"both used the same stamp", 0},
+		{"the clock of the stale master was ahead", 2 * time.Hour, false},
+		{"both used the same stamp", 0, false},
+		{"both used the same stamp, and the new one has gone on", 0, true},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			s := newSite(t, t.TempDir(), 1, "a", "b", "c")
@@ -45,6 +47,11 @@ func TestAStandbyThatHasAppliedALaterStampOfAStaleMasterIsToldOfTheNewOne(t *tes
 			require.NoError(t, err)
 			require.Equal(t, c.ahead == 0, stampOfFile(res.File) == s.state(b).Applied.Stamp)
 			require.LessOrEqual(t, stampOfFile(res.File), s.state(b).Applied.Stamp)
+			if c.more {
+				s.commit(next)
+				_, err = s.backup(next, at(now.Add(time.Minute)))
+				require.NoError(t, err)
+			}
 			_, err = s.ship(next, b, 0)
 			require.NoError(t, err)
 			_, err = s.watch(b)
