@@ -112,13 +112,16 @@ func TestAnyWalkEndsInAStandbyThatIsTheMasters(t *testing.T) {
 }
 
 // fewer sets how many walks are made when the command line does not say (-rapid.checks).
-func fewer(t *testing.T, checks string) {
+func fewer(t *testing.T, checks string) { unlessGiven(t, "rapid.checks", checks) }
+
+// unlessGiven sets a flag for a test when the command line does not.
+func unlessGiven(t *testing.T, name, value string) {
 	given := false
-	flag.Visit(func(f *flag.Flag) { given = given || f.Name == "rapid.checks" })
+	flag.Visit(func(f *flag.Flag) { given = given || f.Name == name })
 	if !given {
-		old := flag.Lookup("rapid.checks").Value.String()
-		require.NoError(t, flag.Lookup("rapid.checks").Value.Set(checks))
-		t.Cleanup(func() { flag.Lookup("rapid.checks").Value.Set(old) })
+		old := flag.Lookup(name).Value.String()
+		require.NoError(t, flag.Lookup(name).Value.Set(value))
+		t.Cleanup(func() { flag.Lookup(name).Value.Set(old) })
 	}
 }
 
