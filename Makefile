@@ -63,7 +63,7 @@ interop: ## tests against the real ZODB, ZEO, repozo and OpenSSH; installs what 
 	scripts/debian.sh strace zstd mkfs.xfs:xfsprogs systemd-analyze:systemd ip:iproute2 sshd:openssh-server sftp:openssh-client ocf-tester:resource-agents xmllint:libxml2-utils keepalived curl
 	CGO_ENABLED=0 $(GO) test -tags interop -count=1 -timeout 20m $(GOTESTFLAGS) ./scripts/interop/...
 	CGO_ENABLED=0 $(GO) test -tags interop -count=1 -timeout 20m $(GOTESTFLAGS) ./scripts/kill -kill.rounds=60
-	CGO_ENABLED=0 $(GO) test -count=1 -timeout 20m -v $(GOTESTFLAGS) ./restore -run TestAnyHistoryOfASite -rapid.checks=300
+	CGO_ENABLED=0 $(GO) test -count=1 -timeout 20m -v $(GOTESTFLAGS) ./restore -run TestAnyHistoryOfASite -rapid.checks=150
 
 .PHONY: lint
 lint: ## gofmt, vet, staticcheck, shellcheck, tidy modules, imports one way

@@ -168,8 +168,10 @@ func (s *site) tryCancel(from, to *siteHost) {
 }
 
 // finishHandovers brings to an end what was left half-way, as the messages say: what was taken is finished, what was not
-// is taken back.
-func (s *site) finishHandovers() {
+// is taken back. It returns why some hosts could do neither: where another host was promoted meanwhile, the place may have
+// set the final increment aside.
+func (s *site) finishHandovers() (stuck map[*siteHost]error) {
+	stuck = map[*siteHost]error{}
 	for _, h := range s.hosts {
 		if h.own == nil {
 			_, _ = s.watch(h) // one that has taken the role goes on
@@ -191,9 +193,10 @@ func (s *site) finishHandovers() {
 					continue // its server was started all the same: it rejoins
 				}
 				require.NoError(s.t, err, "%s finishes its handover to %s", from.name, to.name)
-			default:
-				require.NoError(s.t, err, "%s takes its offer to %s back", from.name, to.name)
+			case err != nil:
+				stuck[from] = err
 			}
 		}
 	}
+	return stuck
 }

@@ -22,8 +22,9 @@ func (s *site) settle() {
 			}
 		}
 	}
-	s.finishHandovers()
+	stuck := s.finishHandovers()
 	m := s.master()
+	require.NoError(s.t, stuck[m], "the master %s", m.name)
 	for range 2 {
 		s.startZEO(m)
 		s.commit(m)
@@ -67,11 +68,12 @@ func (s *site) master() (m *siteHost) {
 }
 
 // follow makes h a standby of m that is current. What a stale master has written is set aside by the first watch, which
-// then ends. When two were promoted to one epoch, the place of the other takes no increments of m: then h reads those of m.
+// then ends. When two were promoted to one epoch, or the place has a part of the history that m never stored, it takes no
+// increments of m: then h reads those of m.
 func (s *site) follow(m, h *siteHost) {
 	_, err := s.ship(m, h, 0)
 	source := h.repo
-	if errors.Is(err, fault.Diverged) {
+	if errors.Is(err, fault.Diverged) || errors.Is(err, fault.Gap) {
 		source, err = m.repo, nil
 	}
 	require.NoError(s.t, err, "from %s to %s", m.name, h.name)
