@@ -58,7 +58,7 @@ func (s *site) master() (m *siteHost) {
 		return m
 	}
 	for _, h := range s.hosts {
-		if m == nil || s.state(h).Applied.LastTID > s.state(m).Applied.LastTID {
+		if st := s.state(h); !h.touched && !st.Rejoin.pending() && (m == nil || st.Applied.LastTID > s.state(m).Applied.LastTID) {
 			m = h
 		}
 	}
