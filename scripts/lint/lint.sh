@@ -32,11 +32,16 @@ sources() { git ls-files --cached --others --exclude-standard -z -- "$@"; }
 go_files() { sources '*.go' | xargs -0r gofmt -l -s; }
 # Not git's hooks: a script is what says that it is one.
 shell_scripts() { sources .ci scripts '*.sh' | sort -zu | xargs -0r grep -lZE '^#!.*\b(ba)?sh\b' | xargs -0r shellcheck; }
+# A program that was built at the top of the checkout, and added with the rest.
+programs() { sources . | LC_ALL=C xargs -0r grep -slam1 $'^\x7fELF'; }
+# nothing COMMAND...: fails when the command prints anything, whatever it ends with.
+nothing() { [ -z "$("$@" | tee /dev/stderr)" ]; }
 
 for platform in linux/amd64 linux/arm64; do
-	check "builds without C for $platform" env GOOS="${platform%/*}" GOARCH="${platform#*/}" go build -buildvcs=false -o /dev/null ./cmd/zodbrepl
+	check "builds without C for $platform" env GOOS="${platform%/*}" GOARCH="${platform#*/}" go build -buildvcs=false -tags urfave_cli_no_docs -o /dev/null ./cmd/zodbrepl
 done
 check 'gofmt -s' silent go_files
+check 'no built programs' nothing programs
 check 'go vet' go vet ./...
 check 'go vet -tags interop' go vet -tags interop ./...
 check staticcheck go tool staticcheck -tags interop ./...
