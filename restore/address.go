@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"regexp"
 	"strings"
+	"sync"
 	"time"
 
 	"zodbrepl/internal/fault"
@@ -25,10 +26,12 @@ func resolve(ctx context.Context, name string) ([]netip.Addr, error) {
 	return net.DefaultResolver.LookupNetIP(ctx, "ip", name)
 }
 
-var hostName = regexp.MustCompile(`^[A-Za-z0-9_]([A-Za-z0-9_-]*[A-Za-z0-9_])?(\.[A-Za-z0-9_]([A-Za-z0-9_-]*[A-Za-z0-9_])?)*\.?$`)
+var hostName = sync.OnceValue(func() *regexp.Regexp {
+	return regexp.MustCompile(`^[A-Za-z0-9_]([A-Za-z0-9_-]*[A-Za-z0-9_])?(\.[A-Za-z0-9_]([A-Za-z0-9_-]*[A-Za-z0-9_])?)*\.?$`)
+})
 
 // digits is what looks like an address that was mistyped, and would be looked up as a name.
-var digits = regexp.MustCompile(`^[0-9.]+$`)
+var digits = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`^[0-9.]+$`) })
 
 // CheckAddresses says whether each is an IP address or may be the name of a host. option is for the message.
 func CheckAddresses(option string, addresses []string) error {
@@ -36,7 +39,7 @@ func CheckAddresses(option string, addresses []string) error {
 		if _, err := netip.ParseAddr(a); err == nil {
 			continue
 		}
-		if !hostName.MatchString(a) || digits.MatchString(a) || len(a) > 253 {
+		if !hostName().MatchString(a) || digits().MatchString(a) || len(a) > 253 {
 			return fault.New(fault.Usage, "--%s %q is no IP address and no name of a host", option, a).
 				Keeping("nothing was done").Remedy("give an address such as 10.0.0.5 or 2001:db8::5, without a port or a mask, or a name")
 		}

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"regexp"
 	"strings"
+	"sync"
 	"time"
 
 	"zodbrepl/filestorage"
@@ -37,7 +38,7 @@ func ParseMoment(s string) (Moment, error) {
 		}
 		return momentAt(tid), nil
 	}
-	if t, err := time.Parse(time.RFC3339Nano, s); err == nil && rfc3339.MatchString(s) {
+	if t, err := time.Parse(time.RFC3339Nano, s); err == nil && rfc3339().MatchString(s) {
 		return momentBefore(s, t.Add(1)) // tids are exact to the nanosecond below
 	}
 	for _, p := range []struct {
@@ -57,7 +58,9 @@ func ParseMoment(s string) (Moment, error) {
 }
 
 // rfc3339 refuses what time.Parse takes besides: an hour of one digit, a comma, an offset of a day.
-var rfc3339 = regexp.MustCompile(`^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]([01]\d|2[0-3]):[0-5]\d)$`)
+var rfc3339 = sync.OnceValue(func() *regexp.Regexp {
+	return regexp.MustCompile(`^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]([01]\d|2[0-3]):[0-5]\d)$`)
+})
 
 // momentBefore is the last moment before t, which s tells.
 func momentBefore(s string, t time.Time) (Moment, error) {

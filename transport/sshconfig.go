@@ -14,6 +14,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"sync"
 
 	"github.com/kevinburke/ssh_config"
 
@@ -80,12 +81,12 @@ func (c *sshConfig) decode(name string) (*ssh_config.Config, error) {
 		return nil, err
 	}
 	if strings.HasPrefix(name, c.home+"/") {
-		b = includeLine.ReplaceAllFunc(b, c.absolute)
+		b = includeLine().ReplaceAllFunc(b, c.absolute)
 	}
 	return ssh_config.DecodeBytes(b)
 }
 
-var includeLine = regexp.MustCompile(`(?mi)^[ \t]*include[ \t=].*$`)
+var includeLine = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`(?mi)^[ \t]*include[ \t=].*$`) })
 
 // absolute writes the names of an Include out: the library takes them for relative to the home directory that the system
 // knows, which need not be $HOME.

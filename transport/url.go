@@ -10,6 +10,7 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
+	"sync"
 	"unicode"
 
 	"zodbrepl/internal/fault"
@@ -94,10 +95,10 @@ func (e *badURL) Error() string { return e.what }
 
 // withoutPassword takes out what may be a password: messages go to logs and mails.
 func withoutPassword(where string) string {
-	return passwordPart.ReplaceAllString(where, "$1:***@")
+	return passwordPart().ReplaceAllString(where, "$1:***@")
 }
 
-var passwordPart = regexp.MustCompile(`(://[^/@:]*):[^/]*@`)
+var passwordPart = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`(://[^/@:]*):[^/]*@`) })
 
 func parsePlace(where string) (location, error) {
 	scheme, _, isURL := strings.Cut(where, "://")

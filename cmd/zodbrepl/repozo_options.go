@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"regexp"
 	"strings"
+	"sync"
 
 	"zodbrepl/internal/fault"
 )
@@ -150,7 +151,7 @@ func repozoUsage(format string, args ...any) error {
 
 // repozo compares its date with the stamps as a string, so a typing error in it selects just anything. Hence a date is
 // held to its form; that the day exists is not asked for: 2024-02-31 is a common way to say the end of a month.
-var repozoDate = regexp.MustCompile(`^\d{4}(-\d\d){0,5}$`)
+var repozoDate = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`^\d{4}(-\d\d){0,5}$`) })
 
 // parseRepozo reads a command line of repozo.
 func parseRepozo(args []string) (repozoOptions, error) {
@@ -226,7 +227,7 @@ func parseRepozo(args []string) (repozoOptions, error) {
 	if o.output != nil && *o.output == "" {
 		return o, repozoUsage("--output is empty")
 	}
-	if o.date != "" && !repozoDate.MatchString(o.date) {
+	if o.date != "" && !repozoDate().MatchString(o.date) {
 		return o, repozoUsage("date %q is not of the form yyyy-mm-dd[-hh[-mm[-ss]]]", o.date)
 	}
 	return o, nil

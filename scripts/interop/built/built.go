@@ -32,7 +32,7 @@ func run(m *testing.M, root string, binary *string, ready []func() error) (int, 
 	}
 	defer os.RemoveAll(dir)
 	*binary = filepath.Join(dir, "zodbrepl")
-	build := exec.Command("go", "build", "-o", *binary, "./cmd/zodbrepl")
+	build := exec.Command("go", "build", "-tags", "urfave_cli_no_docs", "-ldflags", "-s -w", "-o", *binary, "./cmd/zodbrepl")
 	build.Dir, build.Env = root, append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := build.CombinedOutput(); err != nil {
 		return 0, fmt.Errorf("building zodbrepl: %w\n%s", err, out)
