@@ -115,14 +115,14 @@ func (b *backup) store(ctx context.Context, path string, m *Manifest) error {
 		return b.unwritable(err)
 	}
 	defer f.Close()
-	sum, storedSum := aside(md5.New()), aside(sha256.New())
-	defer sum.end()
-	defer storedSum.end()
 	raw, into, err := b.share(f, m)
 	if err != nil {
 		return err
 	}
 	defer raw.Close()
+	defer into.Close()
+	sum, storedSum := md5.New(), aside(sha256.New())
+	defer storedSum.end()
 	stored := &counter{w: into, sum: storedSum}
 	out := &sink{w: stored}
 	enc := b.codec.NewWriter(out, Effort{Level: b.Level, Jobs: b.Jobs})
@@ -130,7 +130,11 @@ func (b *backup) store(ctx context.Context, path string, m *Manifest) error {
 	blobs := blobCollector{data: b.data}
 	check.OnRecord = blobs.add
 	in := &progressReader{&meter{r: raw, ctx: ctx}, b.Progress, 0, m.End - m.Start}
-	n, err := io.CopyBuffer(io.MultiWriter(check, sum, enc), in, make([]byte, 1<<20))
+	slabs := slabsEncoded
+	if b.codec == (noneCodec{}) {
+		slabs = slabsStored
+	}
+	n, err := fanOut(in, slabs, io.MultiWriter(check, enc), sum)
 	err = errors.Join(err, enc.Close())
 	switch {
 	case out.err != nil:
@@ -143,7 +147,7 @@ func (b *backup) store(ctx context.Context, path string, m *Manifest) error {
 	if err := check.Close(); err != nil {
 		return b.unreadable(err)
 	}
-	if err := f.Sync(); err != nil {
+	if err := into.Sync(); err != nil {
 		return b.unwritable(err)
 	}
 	if err := b.describe(m, check, blobs.refs); err != nil {

@@ -13,7 +13,7 @@ import (
 // are read from the new file then, not from Data.fs, so that what is hashed and checked is what is stored. A delta begins
 // between two blocks and cannot share any; and to let the kernel copy (copy_file_range) saves nothing, since every byte is
 // read for its hash.
-func (b *backup) share(f *os.File, m *Manifest) (raw io.ReadCloser, stored io.Writer, err error) {
+func (b *backup) share(f *os.File, m *Manifest) (raw io.ReadCloser, stored *gentle.Writer, err error) {
 	g := gentle.Open(f)
 	if m.Start != 0 || b.codec != (noneCodec{}) {
 		return io.NopCloser(b.data.Section(m.Start, m.End)), g.Writer(), nil
@@ -30,21 +30,5 @@ func (b *backup) share(f *os.File, m *Manifest) (raw io.ReadCloser, stored io.Wr
 		io.Reader
 		io.Closer
 	}{io.MultiReader(io.NewSectionReader(gentle.Open(shared), 0, n), b.data.Section(n, m.End)), shared}
-	return raw, &behind{g.WriterAt(n), n}, nil
-}
-
-// behind writes what comes behind the first bytes, which are there already.
-type behind struct {
-	w    io.Writer
-	skip int64
-}
-
-func (w *behind) Write(p []byte) (int, error) {
-	k := min(int64(len(p)), w.skip)
-	w.skip -= k
-	if k == int64(len(p)) {
-		return len(p), nil
-	}
-	n, err := w.w.Write(p[k:])
-	return int(k) + n, err
+	return raw, g.WriterAfter(n), nil
 }

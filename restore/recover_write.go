@@ -201,7 +201,9 @@ func (r *recovery) build(ctx context.Context) (err error) {
 		}
 	}()
 	index := &filestorage.Index{}
-	out := &stageWriter{w: gentle.Open(f).KeepingWriter()}
+	into := gentle.Open(f).KeepingWriter()
+	defer into.Close()
+	out := &stageWriter{w: into}
 	ext, err := r.copyTo(ctx, out, index)
 	if out.err != nil {
 		return r.unwritable(out.err)
@@ -217,7 +219,7 @@ func (r *recovery) build(ctx context.Context) (err error) {
 			return r.unwritable(err)
 		}
 	}
-	if err := f.Sync(); err != nil {
+	if err := into.Sync(); err != nil {
 		return r.unwritable(err)
 	}
 	if err := r.stageIndex(index, ext.End); err != nil {

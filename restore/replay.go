@@ -238,14 +238,16 @@ func (s *standby) replace(ctx context.Context, seg Segment) error {
 		f.Close()
 		os.Remove(stage) // not there any more when it was swapped in
 	}()
-	index, err := s.build(ctx, seg, f)
+	into := gentle.Open(f).KeepingWriter()
+	defer into.Close()
+	index, err := s.build(ctx, seg, into)
 	if err != nil {
 		return err
 	}
 	if err := s.likeOld(f); err != nil {
 		return err
 	}
-	if err := f.Sync(); err != nil {
+	if err := into.Sync(); err != nil {
 		return s.unwritable(err)
 	}
 	s.at("staged")
@@ -274,8 +276,8 @@ func (s *standby) replace(ctx context.Context, seg Segment) error {
 	return s.reached(seg)
 }
 
-// build writes a full to f while it is verified.
-func (s *standby) build(ctx context.Context, seg Segment, f *os.File) (*filestorage.Index, error) {
+// build writes a full while it is verified.
+func (s *standby) build(ctx context.Context, seg Segment, into io.Writer) (*filestorage.Index, error) {
 	index := &filestorage.Index{}
 	before := s.state.Applied.LastTID
 	known := before == 0
@@ -288,7 +290,7 @@ func (s *standby) build(ctx context.Context, seg Segment, f *os.File) (*filestor
 		known = known || h.TID == before || h.TID > before && h.Status == filestorage.StatusPacked
 		return nil
 	}
-	out := &stageWriter{w: gentle.Open(f).KeepingWriter()}
+	out := &stageWriter{w: into}
 	var tail incremental.TailKeeper
 	err := seg.check(ctx, check, &tail, out)
 	if out.err != nil {

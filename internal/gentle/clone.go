@@ -29,6 +29,3 @@ func Clone(to, from *os.File, n int64) int64 {
 	}
 	return n
 }
-
-// WriterAt is Writer for what follows the first n bytes, which are there already.
-func (g *File) WriterAt(n int64) *Writer { return &Writer{g: g, n: n, keep: n + keepWritten} }

@@ -7,7 +7,6 @@ package gentle
 
 import (
 	"errors"
-	"math"
 	"os"
 	"sync/atomic"
 	"unsafe"
@@ -130,56 +129,4 @@ func (g *File) resident(off int64, length int) []byte {
 		return 0, nil
 	})
 	return there
-}
-
-// keepWritten is how much of a file that is written stays in the cache: a delta that is sent on at once.
-const keepWritten = 16 << 20
-
-// Writer writes a file from its beginning, and lets the disk begin at once: what waits for the last fsync stands in
-// everybody's way then.
-type Writer struct {
-	g    *File
-	n    int64
-	keep int64 // of the file, how much stays in the cache
-}
-
-// Writer returns a Writer of the file, to which nothing else writes. What goes beyond some MiB does not stay in the cache.
-func (g *File) Writer() *Writer { return &Writer{g: g, keep: keepWritten} }
-
-// KeepingWriter returns a Writer of a file that is needed soon.
-func (g *File) KeepingWriter() *Writer { return &Writer{g: g, keep: math.MaxInt64} }
-
-// Write is os.File's.
-func (w *Writer) Write(p []byte) (n int, err error) {
-	for w.n >= w.keep && !w.g.unable.Load() && n < len(p) {
-		k, err := w.g.try(func(fd int) (int, error) { return unix.Pwritev2(fd, [][]byte{p[n:]}, w.n, dontCache) })
-		if refused(err) {
-			w.g.unable.Store(true)
-			break
-		}
-		if err != nil || k == 0 { // broken, or full: let it be told as usual
-			break
-		}
-		n += k
-		w.n += int64(k)
-	}
-	if n == len(p) {
-		return n, nil
-	}
-	k, err := w.g.f.WriteAt(p[n:], w.n)
-	before := w.n
-	w.n += int64(k)
-	if before/startWriting != w.n/startWriting {
-		w.g.startWriting(before/startWriting*startWriting, w.n)
-	}
-	return n + k, err
-}
-
-// startWriting is how often the disk is told to begin.
-const startWriting = 8 << 20
-
-func (g *File) startWriting(from, to int64) {
-	_, _ = g.try(func(fd int) (int, error) {
-		return 0, unix.SyncFileRange(fd, from, to-from, unix.SYNC_FILE_RANGE_WRITE)
-	})
 }
