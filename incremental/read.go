@@ -55,12 +55,10 @@ func (i Increment) decode(ctx context.Context, where string, stored io.Reader, w
 		return i.readError(where, in, err)
 	}
 	defer raw.Close()
-	sum := aside(md5.New())
-	defer sum.end()
-	out := &sink{w: w}
+	sum, out := md5.New(), &sink{w: w}
 	size := i.End - i.Start
 	// One byte more than there should be shows a file that is too long, without unpacking it whole.
-	n, err := io.CopyBuffer(io.MultiWriter(sum, out), io.LimitReader(raw, size+1), make([]byte, 256<<10))
+	n, err := fanOut(io.LimitReader(raw, size+1), slabsDecoded, out, sum)
 	switch {
 	case out.err != nil:
 		return out.err
