@@ -27,7 +27,7 @@ import time
 import cache
 import commands
 import latency
-from measure import Failed, Table, show
+from measure import Failed, Table, end_children, show
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 TOP = os.path.dirname(os.path.dirname(HERE))
@@ -210,6 +210,7 @@ def main():
     except KeyboardInterrupt:
         sys.exit(130)
     finally:
+        end_children()
         shutil.rmtree(tools.work, ignore_errors=True)
         for file in glob.glob(os.path.join(tools.data, "site-*")):
             if not options.keep or ".new" in file:

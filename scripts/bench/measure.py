@@ -1,6 +1,7 @@
 """How make bench measures: whole processes that take turns, and the table of what came out."""
 
 import os
+import signal
 import statistics
 import subprocess
 import time
@@ -71,6 +72,16 @@ def timed(argv, scratch):
     if process.returncode != 0:
         raise Failed("%s\nended with %d:\n%s" % (" ".join(argv), process.returncode, text[-2000:]))
     return seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024, text
+
+
+def end_children():
+    """Kills what is left of this process's children: one may have begun, and a signal come before anything held it."""
+    pid = os.getpid()
+    with open("/proc/%d/task/%d/children" % (pid, pid)) as f:
+        children = [int(child) for child in f.read().split()]
+    for child in children:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
 
 
 def in_turns(runs, contenders, scratch):

@@ -74,6 +74,30 @@ func TestABenchThatIsInterruptedLeavesNothing(t *testing.T) {
 	}
 }
 
+// endsAsItStarts runs the bench, and sends it the signal to end when a repozo exists and nothing holds it yet.
+const endsAsItStarts = `
+import os, signal, subprocess, sys
+import bench
+forks = subprocess.Popen._execute_child
+def forks_and_is_told_to_end(self, args, *more):
+    forks(self, args, *more)
+    if any("repozo" in a for a in args):
+        os.kill(os.getpid(), signal.SIGTERM)
+subprocess.Popen._execute_child = forks_and_is_told_to_end
+bench.main()
+`
+
+func TestABenchThatIsInterruptedAsAProcessStartsLeavesNone(t *testing.T) {
+	t.Parallel()
+	cmd, dir, out := bench(t, "--size", "8", "--tables", "commands")
+	cmd.Args = append([]string{cmd.Args[0], "-c", endsAsItStarts}, cmd.Args[2:]...)
+	err := cmd.Run()
+	require.Equal(t, 143, cmd.ProcessState.ExitCode(), "%v: %s", err, out)
+	_, err = os.Stat(dir)
+	require.ErrorIs(t, err, os.ErrNotExist, "the bench left something")
+	require.Empty(t, running(t, dir), "the bench left a process")
+}
+
 func TestABenchWithoutRoomIsRefused(t *testing.T) {
 	t.Parallel()
 	cmd, dir, out := bench(t, "--size", "1000000000", "--tables", "commands")
