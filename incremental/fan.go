@@ -9,7 +9,7 @@ import (
 const (
 	slabSize = 1 << 20
 	// slabsEncoded are as many as are read ahead of a codec, which has buffers of its own.
-	slabsEncoded = 8
+	slabsEncoded = 4
 	// slabsDecoded are as many as the file that is recovered may be behind md5.
 	slabsDecoded = 8
 	// slabsStored are as many as md5 needs to go on while the disk makes the writer wait.

@@ -94,14 +94,15 @@ type spooler struct {
 }
 
 func (s *spooler) Write(p []byte) (int, error) {
+	size := max(s.size, int64(len(s.buf)+len(p)))
 	switch {
-	case s.full || max(s.size, int64(len(s.buf)+len(p))) > int64(s.max):
+	case s.full || size > int64(s.max):
 		s.full, s.buf = true, nil
-	case s.buf == nil:
-		s.buf = append(make([]byte, 0, max(s.size, int64(len(p)))), p...)
-	default:
-		s.buf = append(s.buf, p...)
+		return len(p), nil
+	case len(s.buf) == 0 && int64(cap(s.buf)) < size:
+		s.buf = make([]byte, 0, size)
 	}
+	s.buf = append(s.buf, p...)
 	return len(p), nil
 }
 
@@ -133,7 +134,8 @@ func (s *standby) append(ctx context.Context, seg Segment) error {
 		}
 		return nil
 	}
-	spool := spooler{max: s.spool, size: seg.Position - seg.Start}
+	spool := spooler{max: s.spool, size: seg.Position - seg.Start, buf: s.spare[:0]}
+	defer func() { s.spare = spool.buf }()
 	if err := seg.check(ctx, check, &tail, &spool); err != nil {
 		return err
 	}

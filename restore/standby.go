@@ -34,7 +34,8 @@ type standby struct {
 
 	promoting bool // the Data.fs may be a master's that has lost its state file
 
-	spool int // bytes of a segment that are kept in memory
+	spool int    // bytes of a segment that are kept in memory
+	spare []byte // of the segment before, for the next one
 
 	// allowed, when set, is asked before each replay.
 	allowed func() error

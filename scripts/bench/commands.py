@@ -5,7 +5,7 @@ import os
 import shutil
 
 import replay
-from measure import Contender, Goal, in_turns, timed
+from measure import Contender, Goal, in_turns, show, timed
 
 CHANGE = 10  # MiB, of the delta; less for a small file
 
@@ -35,6 +35,7 @@ class Rows:
         self.tools, self.data, self.runs, self.table = tools, data, runs, table
         self.alone = table is None
         self.results = []
+        self.cores = {}  # by step: what core() made
         self.change = min(CHANGE, max(1, os.path.getsize(data) >> 22))
 
     # what the rows are made of
@@ -79,19 +80,35 @@ class Rows:
 
     def core(self, *step):
         """One core at one step of the work."""
-        return None if self.alone else Contender([self.tools.limit, *step, self.data], read=float)
+        if not self.alone:
+            self.cores[step] = Contender([self.tools.limit, *step, self.data], read=float)
+        return self.cores.get(step)
+
+    def both(self, step, codec, share=1):
+        """A limit, (name, seconds): md5 is one stream, and on all cores together there is that and the codec's step to be done."""
+        if self.alone:
+            return "", 0
+        md5, coding = self.cores["md5",].median, self.cores[step, codec].median
+        name = "md5 and %s, %d cores" % ({"encode": "packing", "decode": "unpacking"}[step], cores())
+        one, all_of_them = ("md5", md5 * share), (name, (md5 + coding) / cores() * share)
+        return max(one, all_of_them, key=lambda limit: limit[1])
+
+    def changed(self):
+        """What a delta has of all bytes."""
+        return (self.change << 20) / os.path.getsize(self.data)
 
     def cat(self):
         return self.shell('cat "$1" | cat >/dev/null', self.data)
 
-    def run(self, *contenders):
-        in_turns(self.runs, [c for c in contenders if c], self.tools.scratch())
+    def run(self, *contenders, often=1):
+        """often is for what is so short that a few runs do not tell much."""
+        in_turns(often * self.runs, [c for c in contenders if c], self.tools.scratch())
 
-    def row(self, what, ours, theirs=None, goal=None, limits=(), **keywords):
-        """limits are (name, contender, share): the largest of them is the limit."""
+    def row(self, what, ours, theirs=None, goal=None, *limits, **keywords):
+        """limits are (name, seconds or a contender): the largest of them is the limit."""
         self.results.append((what, ours.median, ours.memory))
         if self.table:
-            floors = [(name, c.median * share) for name, c, share in limits if c]
+            floors = [(name, getattr(limit, "median", limit)) for name, limit in limits]
             self.table.row(what, ours, theirs, goal, max(floors, key=lambda f: f[1], default=("", None)), **keywords)
 
     # the rows
@@ -108,32 +125,23 @@ class Rows:
         self.run(gzip, zstd, packed, deflate, compress, md5)
         self.run(none, plain, copy)
         self.remove("copy")
-        n = 1 / cores()
-        self.row("full backup, gzip", gzip, packed, Goal.times(10), [(self.all_cores("deflate"), deflate, n), ("md5", md5, 1)])
-        self.row("full backup, zstd", zstd, packed, Goal.times(18), [(self.all_cores("zstd"), compress, n), ("md5", md5, 1)])
-        self.row("full backup, none", none, plain, Goal.times(1.7), [("cp+sync", copy, 1), ("md5", md5, 1)])
+        self.row("full backup, gzip", gzip, packed, Goal.times(10), self.both("encode", "gzip"))
+        self.row("full backup, zstd", zstd, packed, Goal.times(18), self.both("encode", "zstd"))
+        self.row("full backup, none", none, plain, Goal.times(1.7), ("cp+sync", copy), ("md5", md5))
         if self.table:
             theirs = self.stored("repozo")
             self.table.size("stored, gzip", self.stored("gzip"), theirs, Goal.share(1.06))
             self.table.size("stored, zstd", self.stored("zstd"), theirs, Goal.share(0.80))
 
-    def all_cores(self, step):
-        return "%s on %d cores" % (step, cores())
-
     def unpacking(self):
-        """Contenders and limits of what reads a repository."""
-        md5, inflate, unzstd = self.core("md5"), self.core("decode", "gzip"), self.core("decode", "zstd")
-        n = 1 / cores()
-        return ([md5, inflate, unzstd], [("md5", md5, 1), (self.all_cores("inflate"), inflate, n)],
-                [("md5", md5, 1), (self.all_cores("unzstd"), unzstd, n)])
+        return [self.core("md5"), self.core("decode", "gzip"), self.core("decode", "zstd")]
 
     def verify(self):
         gzip, zstd = (self.ours("verify", "-r", self.path(codec)) for codec in ("gzip", "zstd"))
         packed = self.repozo("-V", "-r", self.path("repozo"))
-        steps, gzip_limits, zstd_limits = self.unpacking()
-        self.run(gzip, zstd, packed, *steps)
-        self.row("verify, gzip", gzip, packed, Goal.times(4), gzip_limits)
-        self.row("verify, zstd", zstd, packed, Goal.times(8), zstd_limits)
+        self.run(gzip, zstd, packed, *self.unpacking())
+        self.row("verify, gzip", gzip, packed, Goal.times(4), self.both("decode", "gzip"))
+        self.row("verify, zstd", zstd, packed, Goal.times(8), self.both("decode", "zstd"))
 
     def recover(self):
         def recover(codec):
@@ -144,12 +152,11 @@ class Rows:
 
         gzip, zstd, none, packed, plain = recover("gzip"), recover("zstd"), recover("none"), repozo("repozo"), repozo("repozo-plain")
         copy = self.copy()
-        steps, gzip_limits, zstd_limits = self.unpacking()
-        self.run(gzip, zstd, packed, none, plain, copy, *steps)
+        self.run(gzip, zstd, packed, none, plain, copy, *self.unpacking())
         self.remove("out.fs*", "copy")
-        self.row("recover, gzip; verified, index", gzip, packed, Goal.times(4), gzip_limits + [("cp+sync", copy, 1)])
-        self.row("recover, zstd; verified, index", zstd, packed, Goal.times(8), zstd_limits + [("cp+sync", copy, 1)])
-        self.row("recover, none; verified, index", none, plain, Goal.times(2.5), [("cp+sync", copy, 1), ("md5", steps[0], 1)])
+        self.row("recover, gzip; verified, index", gzip, packed, Goal.times(4), self.both("decode", "gzip"), ("cp+sync", copy))
+        self.row("recover, zstd; verified, index", zstd, packed, Goal.times(8), self.both("decode", "zstd"), ("cp+sync", copy))
+        self.row("recover, none; verified, index", none, plain, Goal.times(2.5), ("cp+sync", copy), ("md5", self.cores.get(("md5",))))
         for name in ("none", "repozo-plain", "zstd"):
             shutil.rmtree(self.path(name), ignore_errors=True)
 
@@ -164,13 +171,13 @@ class Rows:
         theirs = None if self.alone else Contender([self.tools.python, "-c", OPEN_WITHOUT_INDEX, self.data], without)
         cat = self.cat()
         self.run(ours, theirs, cat)
-        self.row("index from scratch; FileStorage", ours, theirs, Goal.times(10), [("cat", cat, 1)])
+        self.row("index from scratch; FileStorage", ours, theirs, Goal.times(10), ("cat", cat))
         without()
         timed([self.tools.zodbrepl, "index", self.data], self.tools.scratch())
         check = self.ours("check-fs", self.data)
         fstest = None if self.alone else Contender([self.tools.python, "-m", "ZODB.scripts.fstest", self.data])
         self.run(check, fstest, cat)
-        self.row("structure check; fstest", check, fstest, Goal.times(10), [("cat", cat, 1)])
+        self.row("structure check; fstest", check, fstest, Goal.times(10), ("cat", cat))
 
     def backups(self):
         """A backup of what is new, on both sides."""
@@ -184,38 +191,55 @@ class Rows:
         ours = self.backup("-f", self.data, "-r", self.path("gzip"))
         quick, usual = (self.repozo(o, "-f", self.data, "-r", self.path("repozo")) for o in ("-BzQ", "-Bz"))
         start = None if self.alone else self.ours("version")
-        self.run(ours, quick, usual, start)
-        limits = [("starting a process", start, 1)]
-        self.row("nothing changed; -Q after a small delta", ours, quick, Goal.times(50), limits)
+        self.run(ours, quick, start, often=5)
+        self.run(usual)
+        self.results.append(("nothing changed", ours.median, ours.memory))
         if self.table:
-            self.table.row("nothing changed; default", ours, usual, Goal.times(500), limits[0][:1] + (start.median,))
-            self.table.row("nothing changed, time", ours, None, Goal.below(0.010), limits[0][:1] + (start.median,))
+            limit = "starting a process", start.median
+            self.table.row("nothing changed; -Q after a small delta", ours, quick, Goal.times(50), limit)
+            self.table.row("nothing changed; default", ours, usual, Goal.times(500), limit)
+            self.table.row("nothing changed, time", ours, None, Goal.below(0.010), limit)
 
     def delta(self):
         self.tools.grow(self.data, self.change)
         ours = self.backup("-f", self.data, "-r", self.path("ours-delta"), before=lambda: self.clone("gzip", "ours-delta"))
         quick, usual = (self.repozo(o, "-f", self.data, "-r", self.path("theirs-delta"), before=lambda: self.clone("repozo", "theirs-delta"))
                         for o in ("-BzQ", "-Bz"))
-        write = None if self.alone else replay.Write(self.path("copy"), self.change)
-        self.run(ours, quick, usual, write)
-        limits = [("write+fsync", write, 1)]
-        self.row("%d MiB changed, gzip; -Q" % self.change, ours, quick, Goal.times(8), limits)
+        self.run(ours, quick, often=3)
+        self.run(usual)
+        limit = self.both("encode", "gzip", self.changed())
+        self.results.append(("%d MiB changed, gzip" % self.change, ours.median, ours.memory))
         if self.table:
-            self.table.row("%d MiB changed, gzip; default" % self.change, ours, usual, Goal.times(100), (limits[0][0], write.median))
+            self.table.row("%d MiB changed, gzip; -Q" % self.change, ours, quick, Goal.times(8), limit)
+            self.table.row("%d MiB changed, gzip; default" % self.change, ours, usual, Goal.times(100), limit)
         for name in ("ours-delta", "theirs-delta", "repozo"):
             shutil.rmtree(self.path(name), ignore_errors=True)
 
     def replay(self):
-        """Deltas come one by one to a standby that follows."""
-        self.backups() if self.alone else timed([self.tools.zodbrepl, "backup", "-f", self.data, "-r", self.path("gzip")], self.tools.scratch())
-        standby = replay.Standby(self.tools, self.path("gzip"), self.path("standby.fs"))
-        for _ in range(self.runs):
+        """Deltas come one by one to a standby that follows, of either codec."""
+        codecs, often = ("gzip", "zstd"), 3
+
+        def back_up():
+            for codec in codecs:
+                timed([self.tools.zodbrepl, "backup", "--codec", codec, "-f", self.data, "-r", self.path(codec)], self.tools.scratch())
+
+        self.fresh("zstd")
+        back_up()
+        standbys = {codec: replay.Standby(self.tools, self.path(codec), self.path("standby.fs")) for codec in codecs}
+        for _ in range(often * self.runs):
             self.tools.grow(self.data, self.change)
-            timed([self.tools.zodbrepl, "backup", "-f", self.data, "-r", self.path("gzip")], self.tools.scratch())
-            standby.hide_newest()
-        write = replay.Write(self.path("copy"), self.change)
-        with standby:
-            self.run(standby, write)
-        self.remove("standby.fs*", "copy")
-        three = Goal("<= 3 x", lambda ours, theirs: ours <= 3 * write.median)
-        self.row("replay of %d MiB on a standby" % self.change, standby, None, three, [("write+fsync", write, 1)], memory_goal=None)
+            back_up()
+            for standby in standbys.values():
+                standby.hide_newest()
+        for codec, standby in standbys.items():
+            write = replay.Write(self.path("copy"), self.change)
+            with standby:
+                self.run(standby, write, often=often)
+            self.remove("standby.fs*", "copy")
+            what = "replay of %d MiB on a standby, %s" % (self.change, codec)
+            self.results.append((what, standby.median, standby.memory))
+            if self.table:
+                three = Goal("<= 3 x write", lambda ours, theirs: ours <= 3 * write.median)
+                check = self.both("decode", codec, self.changed())[1]
+                limit = "%s of that and write+fsync" % show(check), check + write.median
+                self.table.row(what, standby, None, three, limit, memory_goal=None)

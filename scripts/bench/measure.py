@@ -115,7 +115,7 @@ class Table:
 
     HEAD = ("what", "zodbrepl", "min..max", "repozo", "min..max", "ratio", "goal", "", "limit", "CPU s", "CPU s", "MiB", "MiB")
     OVER = ("", "", "", "or ZODB", "", "", "", "", "", "ours", "theirs", "ours", "theirs")
-    WIDTHS = (40, 9, 14, 9, 14, 6, 9, 6, 28, 6, 6, 5, 6)
+    WIDTHS = (40, 9, 14, 9, 14, 6, 12, 6, 36, 6, 6, 5, 6)
     LEFT = (0, 2, 4, 6, 7, 8)
 
     def __init__(self):

@@ -74,13 +74,16 @@ class Standby:
 
     def wait(self, manifest):
         stamp = manifest.removesuffix(".manifest")
-        until = time.monotonic() + PATIENCE
+        until, known = time.monotonic() + PATIENCE, None
         while True:
             try:
-                with open(self.data + ".zodbrepl") as f:
-                    state = json.load(f)
-                if state["applied"]["stamp"] == stamp:
-                    return
+                st = os.stat(self.data + ".zodbrepl")
+                if (st.st_ino, st.st_mtime_ns) != known:  # it is read only then, to leave the cores alone
+                    with open(self.data + ".zodbrepl") as f:
+                        state = json.load(f)
+                    if state["applied"]["stamp"] == stamp:
+                        return
+                    known = st.st_ino, st.st_mtime_ns
             except FileNotFoundError:
                 pass
             if self.process.poll() is not None or time.monotonic() > until:
