@@ -74,6 +74,8 @@ type fsck struct {
 	told     int64
 	txn      pending
 	back     window // where back pointers lead
+	indexing bool   // only for the index: where they lead is not looked at
+	after    Extent // what stands after End
 	slow     bool   // walk all the way; in tests
 }
 
@@ -105,6 +107,7 @@ func (c *fsck) run(ctx context.Context, progress func(pos, size int64)) (err err
 	if err != nil {
 		return err
 	}
+	c.after = e
 	c.Tail, c.InFlight, c.TailReason = e.Tail.String(), e.InFlight, e.Reason
 	if c.Size = e.End + e.InFlight; e.Tail == TailClean {
 		c.TailReason = ""
@@ -225,6 +228,9 @@ func (c *fsck) pointer(rec Record, tid TID) error {
 		return nil
 	}
 	c.BackPointers++
+	if c.indexing {
+		return nil
+	}
 	target, err := c.file.recordAt(&c.back, int64(rec.Back))
 	switch {
 	case isCorrupt(err):
@@ -265,17 +271,13 @@ func Reindex(ctx context.Context, data string, progress func(pos, size int64)) (
 		return nil, ext, err
 	}
 	defer closer.Close()
-	if ext, err = f.Committed(ctx, MagicSize); err != nil {
-		return nil, ext, err
-	}
-	var tell func(int64)
-	if progress != nil {
-		tell = func(pos int64) { progress(pos, ext.End) }
-	}
 	x = &Index{}
-	if _, err := f.ExtendIndex(ctx, x, MagicSize, ext.End, tell); err != nil {
+	c := &fsck{file: f, index: x, indexing: true}
+	if err := c.run(ctx, progress); err != nil {
 		return nil, ext, err
 	}
+	ext = c.after
+	ext.Start, ext.End, ext.First, ext.Last, ext.Transactions = MagicSize, c.End, c.FirstTID, c.LastTID, c.Transactions
 	if err := SaveIndex(data+".index", x, ext.End); err != nil {
 		return nil, ext, fault.New(nil, "%s.index", data).Because(err).Keeping("the index that was there, and Data.fs").
 			Remedy("see to the directory (space, rights), then run it again; a server that finds no index scans Data.fs itself")
