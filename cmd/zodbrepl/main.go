@@ -38,12 +38,7 @@ const startPercent = 800
 // collectLater sets the collector to these.
 func collectLater() {
 	debug.SetGCPercent(startPercent)
-	atFirstCollection(func() { debug.SetGCPercent(gcPercent) })
-}
-
-// atFirstCollection calls f when the collector has run once.
-func atFirstCollection(f func()) {
-	runtime.AddCleanup(new([64]byte), func(func()) { f() }, f)
+	runtime.AddCleanup(new([64]byte), func(int) { debug.SetGCPercent(gcPercent) }, 0) // which the first collection finds
 }
 
 // run returns the exit code: the only place where errors become one.
