@@ -68,23 +68,26 @@ func (b *backup) adoptChain(ctx context.Context, c Chain) error {
 	}
 	b.Log.Info("verifying increments that have no manifest", "storage", b.Data, "increments", len(incs)-first, "chain", c.Stamp)
 	known := make(map[filestorage.OID]bool)
+	name := func(inc Increment) error {
+		return ReadBlobs(ctx, b.Repository, inc.Stamp, func(ref BlobRef) { known[ref.OID] = true })
+	}
 	for _, inc := range incs[:first] {
-		for _, ref := range inc.Manifest.Blobs {
-			known[ref.OID] = true
+		if err := name(inc); err != nil {
+			return err
 		}
 	}
 	tail := &TailKeeper{}
 	for i := from; i < len(incs); i++ {
 		if incs[i].Manifest != nil {
-			for _, ref := range incs[i].Manifest.Blobs {
-				known[ref.OID] = true
+			if err := name(incs[i]); err != nil {
+				return err
 			}
 			if err := b.repo.Copy(ctx, incs[i], tail); err != nil {
 				return err
 			}
 			continue
 		}
-		m, err := b.describeStored(ctx, incs[i], tail, known)
+		m, blobs, err := b.describeStored(ctx, incs[i], tail, known)
 		if err != nil {
 			return err
 		}
@@ -98,7 +101,7 @@ func (b *backup) adoptChain(ctx context.Context, c Chain) error {
 		if len(b.Promotions) > 0 && m.Stamp > b.Promotions.Last().Stamp {
 			m.Epoch, m.Promotions = b.Epoch, b.Promotions // it was compared with our Data.fs
 		}
-		if err := b.publish(m); err != nil {
+		if err := b.publish(m, blobs); err != nil {
 			return err
 		}
 		incs[i].Manifest = m
@@ -108,11 +111,11 @@ func (b *backup) adoptChain(ctx context.Context, c Chain) error {
 
 // describeStored reads an increment whole and makes its manifest, except for its place in the history. What file it
 // was read from is not known, so the next backup compares all of Data.fs with the chain.
-func (b *backup) describeStored(ctx context.Context, inc Increment, tail *TailKeeper, known map[filestorage.OID]bool) (*Manifest, error) {
+func (b *backup) describeStored(ctx context.Context, inc Increment, tail *TailKeeper, known map[filestorage.OID]bool) (*Manifest, *refList, error) {
 	where := b.Repository.String()
 	stored, err := b.Repository.Open(ctx, inc.File)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	defer stored.Close()
 	in := &meter{r: stored, ctx: ctx, sum: sha256.New()}
@@ -120,18 +123,18 @@ func (b *backup) describeStored(ctx context.Context, inc Increment, tail *TailKe
 	blobs := blobCollector{known: known}
 	check.OnRecord = blobs.add
 	if err := inc.decode(ctx, where, in, io.MultiWriter(check, tail), b.Jobs); err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	if err := check.Close(); err != nil {
-		return nil, inc.bad(where, err)
+		return nil, nil, inc.bad(where, err)
 	}
 	ext := check.Extent()
 	return &Manifest{
 		Format: ManifestFormat, Kind: inc.Kind, Stamp: inc.Stamp, File: inc.File, Codec: inc.codec.Name(),
 		Start: inc.Start, End: inc.End, FirstTID: ext.First, LastTID: ext.Last, Transactions: ext.Transactions, PackedTo: check.LastPacked(),
 		MD5: inc.MD5, StoredSize: in.n, StoredSHA256: hex.EncodeToString(in.sum.Sum(nil)), Tail: tail.Proof(),
-		Created: b.now.UTC(), Host: b.host, Version: b.Version, Blobs: append([]BlobRef{}, blobs.refs...),
-	}, nil
+		Created: b.now.UTC(), Host: b.host, Version: b.Version, Blobs: blobs.refs.n,
+	}, &blobs.refs, nil
 }
 
 // knownLineage returns the lineage of the repository's manifests, else the node's, else a new one.

@@ -375,7 +375,7 @@ func TestTheBlobsOfTheTransactionsAreNamed(t *testing.T) {
 				_, err := Backup(t.Context(), BackupOptions{Data: data, Repository: dir, Now: func() time.Time { return now }})
 				require.NoError(t, err)
 			}
-			require.Equal(t, facts.refs, blobsOf(manifestsOf(t, dir)))
+			require.Equal(t, facts.refs, blobsOf(t, dir, manifestsOf(t, dir)))
 			require.NotEmpty(t, facts.refs)
 
 			// The same from a repository without manifests, and from another Data.fs.
@@ -390,7 +390,7 @@ func TestTheBlobsOfTheTransactionsAreNamed(t *testing.T) {
 			require.NoError(t, err)
 			require.Equal(t, "full", res.Action)
 			ms := manifestsOf(t, dir)
-			require.Equal(t, facts.refs, blobsOf(ms[:len(ms)-1]))
+			require.Equal(t, facts.refs, blobsOf(t, dir, ms[:len(ms)-1]))
 		})
 	}
 }

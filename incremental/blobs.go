@@ -2,6 +2,7 @@ package incremental
 
 import (
 	"io"
+	"iter"
 
 	"zodbrepl/filestorage"
 )
@@ -12,7 +13,7 @@ type blobCollector struct {
 	// known has the objects that were blobs before. An object does not change its class, so this is enough for a
 	// chain that is read from its beginning, whose Data.fs may be no more.
 	known map[filestorage.OID]bool
-	refs  []BlobRef
+	refs  refList
 }
 
 // add takes a record as filestorage.Checker shows it. A back pointer that leads nowhere names no blob: FileStorage
@@ -23,14 +24,14 @@ func (c *blobCollector) add(r filestorage.Record, head []byte) error {
 		return nil
 	case r.DataLen == 0 && c.data == nil:
 		if c.known[r.OID] {
-			c.refs = append(c.refs, BlobRef{r.OID, r.TID})
+			c.refs.add(BlobRef{r.OID, r.TID})
 		}
 		return nil
 	case r.DataLen == 0:
 		head = c.behind(r)
 	}
 	if filestorage.IsBlob(head) {
-		c.refs = append(c.refs, BlobRef{r.OID, r.TID})
+		c.refs.add(BlobRef{r.OID, r.TID})
 		if c.known != nil {
 			c.known[r.OID] = true
 		}
@@ -48,4 +49,33 @@ func (c *blobCollector) behind(r filestorage.Record) []byte {
 		return nil
 	}
 	return data
+}
+
+// refList keeps 16 bytes for each blob, and never copies them as a slice that grows does.
+type refList struct {
+	chunks [][]BlobRef
+	n      int64
+}
+
+const refChunk = 4096
+
+func (l *refList) add(ref BlobRef) {
+	if l.n%refChunk == 0 {
+		l.chunks = append(l.chunks, make([]BlobRef, 0, refChunk))
+	}
+	last := &l.chunks[len(l.chunks)-1]
+	*last = append(*last, ref)
+	l.n++
+}
+
+func (l *refList) all() iter.Seq[BlobRef] {
+	return func(yield func(BlobRef) bool) {
+		for _, chunk := range l.chunks {
+			for _, ref := range chunk {
+				if !yield(ref) {
+					return
+				}
+			}
+		}
+	}
 }

@@ -391,9 +391,18 @@ func goldenBlobs(t testing.TB, name string) (f blobFacts) {
 	return f
 }
 
-func blobsOf(ms []*Manifest) (refs []BlobRef) {
+func blobsOf(t testing.TB, src Source, ms []*Manifest) (refs []BlobRef) {
 	for _, m := range ms {
-		refs = append(refs, m.Blobs...)
+		n := len(refs)
+		require.NoError(t, ReadBlobs(t.Context(), src, m.Stamp, func(ref BlobRef) { refs = append(refs, ref) }))
+		require.EqualValues(t, m.Blobs, len(refs)-n)
 	}
 	return refs
+}
+
+// encode returns the document of a manifest.
+func encode(t testing.TB, m *Manifest, blobs ...BlobRef) []byte {
+	var b bytes.Buffer
+	require.NoError(t, m.Write(&b, slices.Values(blobs)))
+	return b.Bytes()
 }

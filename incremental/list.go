@@ -35,7 +35,7 @@ type ListedIncrement struct {
 	FirstTID     filestorage.TID `json:"first_tid"`
 	LastTID      filestorage.TID `json:"last_tid"`
 	Reason       string          `json:"reason,omitempty"`
-	Blobs        int             `json:"blobs"`
+	Blobs        int64           `json:"blobs"`
 }
 
 // List reads the manifests and .dat files of a repository.
@@ -56,7 +56,7 @@ func List(ctx context.Context, src Source) (Listing, error) {
 			if m := i.Manifest; m != nil {
 				lc.Lineage = m.Lineage
 				li.Manifest, li.Epoch, li.StoredSize, li.Transactions = true, m.Epoch, m.StoredSize, m.Transactions
-				li.FirstTID, li.LastTID, li.Reason, li.Blobs = m.FirstTID, m.LastTID, m.Reason, len(m.Blobs)
+				li.FirstTID, li.LastTID, li.Reason, li.Blobs = m.FirstTID, m.LastTID, m.Reason, m.Blobs
 			}
 			lc.Increments = append(lc.Increments, li)
 		}

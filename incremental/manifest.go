@@ -1,6 +1,7 @@
 package incremental
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"crypto/md5"
@@ -9,6 +10,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
+	"iter"
 	"time"
 
 	"zodbrepl/filestorage"
@@ -18,7 +21,8 @@ import (
 // ManifestFormat is the version of the manifest's format that this package writes and reads.
 const ManifestFormat = 1
 
-// maxManifest bounds what is read of a manifest, in bytes. The list of blobs is what makes one long.
+// maxManifest bounds what is read of a manifest, in bytes. The list of blobs is what makes one long: it is read and written
+// as a stream, and only its length is kept.
 const maxManifest = 256 << 20
 
 // Kind says whether an increment begins a chain.
@@ -67,7 +71,9 @@ type Manifest struct {
 	Host    string     `json:"host"`
 	Version string     `json:"version"` // of the program that wrote it
 
-	Blobs []BlobRef `json:"blobs"` // that the transactions name, in their order
+	// Blobs is how many the transactions name. In the document stands the list of them, in their order, under this name:
+	// ReadBlobs.
+	Blobs int64 `json:"-"`
 }
 
 // SourceFile is the Data.fs that an increment was read from.
@@ -101,19 +107,31 @@ func (b *BlobRef) UnmarshalText(text []byte) error {
 func ManifestName(s Stamp) string { return string(s) + manifestExt }
 
 // ParseManifest reads the manifest with the given file name and refuses one that contradicts itself or its name.
-func ParseManifest(name string, b []byte) (*Manifest, error) {
-	var m Manifest
-	var version struct {
-		Format int `json:"format"`
-	}
-	if err := json.Unmarshal(b, &version); err != nil {
-		return nil, fmt.Errorf("%s: not a manifest: %w", name, err)
-	}
-	if version.Format != ManifestFormat {
-		return nil, fault.New(nil, "%s: manifest of format %d, this program knows %d", name, version.Format, ManifestFormat).
+func ParseManifest(name string, r io.Reader) (*Manifest, error) {
+	return parseManifest(name, r, func(BlobRef) {})
+}
+
+// parseManifest also tells of each blob, before it is known whether the manifest is good.
+func parseManifest(name string, r io.Reader, each func(BlobRef)) (*Manifest, error) {
+	var blobs int64
+	fields, err := splitManifest(r, func(ref BlobRef) {
+		blobs++
+		each(ref)
+	})
+	var format int
+	if known := json.Unmarshal(fields["format"], &format) == nil; (err == nil || known) && format != ManifestFormat {
+		return nil, fault.New(nil, "%s: manifest of format %d, this program knows %d", name, format, ManifestFormat).
 			Remedy("use the zodbrepl that wrote it, or a newer one")
 	}
-	dec := json.NewDecoder(bytes.NewReader(b))
+	if err != nil {
+		return nil, fmt.Errorf("%s: not a manifest: %w", name, err)
+	}
+	rest, err := json.Marshal(fields)
+	if err != nil {
+		return nil, fmt.Errorf("%s: not a manifest: %w", name, err)
+	}
+	m := Manifest{Blobs: blobs}
+	dec := json.NewDecoder(bytes.NewReader(rest))
 	dec.DisallowUnknownFields()
 	if err := dec.Decode(&m); err != nil {
 		return nil, fmt.Errorf("%s: not a manifest: %w", name, err)
@@ -127,13 +145,97 @@ func ParseManifest(name string, b []byte) (*Manifest, error) {
 	return &m, nil
 }
 
-// Encode returns the manifest's JSON.
-func (m *Manifest) Encode() ([]byte, error) {
-	if err := m.Validate(); err != nil {
-		return nil, fmt.Errorf("manifest %s: %w", m.Stamp, err)
+// splitManifest reads the fields of a manifest, and gives each blob to each. After an error fields has what came before.
+func splitManifest(r io.Reader, each func(BlobRef)) (fields map[string]json.RawMessage, err error) {
+	fields = make(map[string]json.RawMessage)
+	dec, listed := json.NewDecoder(r), false
+	if err := expect(dec, '{'); err != nil {
+		return fields, err
 	}
-	b, err := json.MarshalIndent(m, "", "  ")
-	return append(b, '\n'), err
+	for dec.More() {
+		key, err := dec.Token()
+		if err != nil {
+			return fields, err
+		}
+		if key != blobsField {
+			var value json.RawMessage
+			if err := dec.Decode(&value); err != nil {
+				return fields, err
+			}
+			fields[key.(string)] = value // in an object a string, or an error before
+			continue
+		}
+		if listed {
+			return fields, fmt.Errorf("%s: a second list", blobsField)
+		}
+		listed = true
+		if err := splitBlobs(dec, each); err != nil {
+			return fields, err
+		}
+	}
+	if err := expect(dec, '}'); err != nil {
+		return fields, err
+	}
+	if t, err := dec.Token(); err != io.EOF {
+		return fields, errors.Join(err, fmt.Errorf("%v follows it", t))
+	}
+	return fields, nil
+}
+
+// blobsField is the list of blobs in a manifest.
+const blobsField = "blobs"
+
+func splitBlobs(dec *json.Decoder, each func(BlobRef)) error {
+	if err := expect(dec, '['); err != nil {
+		return fmt.Errorf("%s: %w", blobsField, err)
+	}
+	for dec.More() {
+		var text string
+		var ref BlobRef
+		if err := dec.Decode(&text); err != nil {
+			return err
+		}
+		if err := ref.UnmarshalText([]byte(text)); err != nil {
+			return err
+		}
+		each(ref)
+	}
+	return expect(dec, ']')
+}
+
+func expect(dec *json.Decoder, want json.Delim) error {
+	got, err := dec.Token()
+	if err == io.EOF {
+		return io.ErrUnexpectedEOF
+	}
+	if err == nil && got != want {
+		err = fmt.Errorf("%v stands where %v is expected", got, want)
+	}
+	return err
+}
+
+// Write writes the manifest's JSON; blobs are all that its transactions name, as many as it says.
+func (m *Manifest) Write(w io.Writer, blobs iter.Seq[BlobRef]) error {
+	if err := m.Validate(); err != nil {
+		return fmt.Errorf("manifest %s: %w", m.Stamp, err)
+	}
+	doc, err := json.MarshalIndent(m, "", "  ")
+	if err != nil {
+		return err
+	}
+	out := bufio.NewWriter(w) // which keeps its error
+	out.Write(bytes.TrimSuffix(doc, []byte("\n}")))
+	fmt.Fprintf(out, ",\n  %q: [", blobsField)
+	before, after, n := "\n    ", "", int64(0)
+	for ref := range blobs {
+		fmt.Fprintf(out, "%s\"%s/%s\"", before, ref.OID, ref.TID)
+		before, after, n = ",\n    ", "\n  ", n+1
+	}
+	out.WriteString(after + "]\n}\n")
+	if n != m.Blobs {
+		return fmt.Errorf("manifest %s: %d blobs, not %d", m.Stamp, n, m.Blobs)
+	}
+	return out.Flush()
 }
 
 // Validate checks that the fields do not contradict each other and that the file name stays in its directory.
@@ -190,13 +292,30 @@ func isHex(s string, size int) bool {
 
 // ReadManifest reads the manifest of a stamp from src.
 func ReadManifest(ctx context.Context, src Source, s Stamp) (*Manifest, error) {
+	return readManifest(ctx, src, s, func(BlobRef) {})
+}
+
+// ReadBlobs gives the blobs that the manifest of a stamp names to each, in their order.
+func ReadBlobs(ctx context.Context, src Source, s Stamp, each func(BlobRef)) error {
+	_, err := readManifest(ctx, src, s, each)
+	return err
+}
+
+func readManifest(ctx context.Context, src Source, s Stamp, each func(BlobRef)) (*Manifest, error) {
 	name := ManifestName(s)
-	b, err := readSmall(ctx, src, name, maxManifest)
+	r, err := src.Open(ctx, name)
 	if err != nil {
 		return nil, err
 	}
-	m, err := ParseManifest(name, b)
-	if err != nil {
+	defer r.Close()
+	in := &bounded{r: r, left: maxManifest}
+	m, err := parseManifest(name, in, each)
+	switch {
+	case in.err != nil: // whatever was made of what came before
+		return nil, in.err
+	case in.left < 0:
+		return nil, fault.New(fault.Unverified, "%s/%s: larger than %d bytes", src, name, maxManifest)
+	case err != nil:
 		e := fault.New(fault.Unverified, "%s", src).Because(err)
 		if fault.Next(err) == "" {
 			e = e.Remedy("bring the manifest again from where it was made, or from another copy of the repository")
@@ -204,4 +323,23 @@ func ReadManifest(ctx context.Context, src Source, s Stamp) (*Manifest, error) {
 		return nil, e
 	}
 	return m, nil
+}
+
+// bounded reads so many bytes, and remembers what went wrong.
+type bounded struct {
+	r    io.Reader
+	left int64 // below 0 when there are more
+	err  error
+}
+
+func (b *bounded) Read(p []byte) (int, error) {
+	if b.left < 0 {
+		return 0, io.ErrUnexpectedEOF
+	}
+	n, err := b.r.Read(p[:min(int64(len(p)), b.left+1)])
+	b.left -= int64(n)
+	if err != nil && err != io.EOF {
+		b.err = err
+	}
+	return n, err
 }

@@ -4,7 +4,10 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
+	"io"
 	"os"
+	"runtime"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -12,8 +15,12 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"zodbrepl/filestorage"
+	"zodbrepl/internal/durable"
 	"zodbrepl/internal/fault"
 )
+
+// goodBlobs are those of goodManifest.
+var goodBlobs = []BlobRef{{3, 7}, {4, 9}}
 
 func goodManifest(kind Kind) *Manifest {
 	hash := strings.Repeat("ab", 32)
@@ -22,7 +29,7 @@ func goodManifest(kind Kind) *Manifest {
 		File: "2024-05-06-07-08-09.fsz", Codec: "gzip", Start: 0, End: 100000, FirstTID: 7, LastTID: 9, Transactions: 2,
 		MD5: hash[:32], StoredSize: 4000, StoredSHA256: hash, Tail: Proof{Size: TailSize, SHA256: hash},
 		Chain: "2024-05-06-07-08-09", Reason: "the repository is empty", Source: SourceFile{"/srv/Data.fs", 1, 2},
-		Created: time.Date(2024, 5, 6, 7, 8, 9, 0, time.UTC), Host: "bms1", Version: "1", Blobs: []BlobRef{{3, 7}, {4, 9}},
+		Created: time.Date(2024, 5, 6, 7, 8, 9, 0, time.UTC), Host: "bms1", Version: "1", Blobs: 2,
 	}
 	if kind == Delta {
 		m.Kind, m.Stamp, m.File, m.Start = Delta, "2024-05-06-08-00-00", "2024-05-06-08-00-00.deltafsz", 5000
@@ -34,10 +41,9 @@ func goodManifest(kind Kind) *Manifest {
 func TestManifestsReadAsTheyWereWritten(t *testing.T) {
 	for _, kind := range []Kind{Full, Delta} {
 		m := goodManifest(kind)
-		b, err := m.Encode()
-		require.NoError(t, err)
+		b := encode(t, m, goodBlobs...)
 		require.Contains(t, string(b), `"0000000000000003/0000000000000007"`)
-		got, err := ParseManifest(ManifestName(m.Stamp), b)
+		got, err := ParseManifest(ManifestName(m.Stamp), bytes.NewReader(b))
 		require.NoError(t, err)
 		require.Equal(t, m, got)
 	}
@@ -112,19 +118,17 @@ func TestManifestsThatContradictThemselves(t *testing.T) {
 			require.NoError(t, m.Validate())
 			tt.change(m)
 			require.ErrorContains(t, m.Validate(), tt.want)
-			_, err := m.Encode()
-			require.ErrorContains(t, err, tt.want, "nor is it written")
+			require.ErrorContains(t, m.Write(io.Discard, slices.Values(goodBlobs)), tt.want, "nor is it written")
 			b, err := json.Marshal(m)
 			require.NoError(t, err)
-			_, err = ParseManifest(ManifestName(m.Stamp), b)
+			_, err = ParseManifest(ManifestName(m.Stamp), bytes.NewReader(b))
 			require.ErrorContains(t, err, tt.want)
 		})
 	}
 }
 
 func TestWhatIsNoManifest(t *testing.T) {
-	good, err := goodManifest(Full).Encode()
-	require.NoError(t, err)
+	good := encode(t, goodManifest(Full), goodBlobs...)
 	name := ManifestName(goodManifest(Full).Stamp)
 	field := func(old, new string) []byte {
 		b := bytes.Replace(good, []byte(old), []byte(new), 1)
@@ -145,16 +149,70 @@ func TestWhatIsNoManifest(t *testing.T) {
 		{"an unknown field", name, field(`"epoch": 1`, `"epoch": 1, "extra": true`), `unknown field "extra"`},
 		{"a number that is none", name, field(`"end": 100000`, `"end": "much"`), "not a manifest"},
 		{"a number that is too large", name, field(`"end": 100000`, `"end": 99999999999999999999`), "not a manifest"},
+		{"two lists of blobs", name, field(`"epoch": 1`, `"blobs": [], "epoch": 1`), "a second list"},
+		{"blobs that are no list", name, field(`"blobs": [`, `"blobs": 2, "x": [`), "blobs: 2 stands where [ is expected"},
+		{"a list that does not end", name, field("\n  ]\n}\n", ""), "unexpected EOF"},
+		{"a blob that is a number", name, field(`"0000000000000003/0000000000000007"`, "3"), "not a manifest"},
 		{"a blob that is none", name, field("0000000000000003/", ""), "want oid/tid"},
 		{"the name of another", "2024-05-06-07-08-10.manifest", good, "says that it is of 2024-05-06-07-08-09"},
 		{"a path", "../" + name, good, "says that it is of"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			_, err := ParseManifest(tt.file, tt.b)
+			_, err := ParseManifest(tt.file, bytes.NewReader(tt.b))
 			require.ErrorContains(t, err, tt.want)
 			require.ErrorContains(t, err, tt.file)
 		})
 	}
+}
+
+// A manifest that was read does not have its blobs any more, so it cannot be written by mistake without them.
+func TestAManifestIsNotWrittenWithoutItsBlobs(t *testing.T) {
+	require.ErrorContains(t, goodManifest(Full).Write(io.Discard, slices.Values(goodBlobs[1:])), "1 blobs, not 2")
+}
+
+// The list of blobs may stand anywhere.
+func TestTheListOfBlobsMayComeFirst(t *testing.T) {
+	m := goodManifest(Full)
+	b := encode(t, m, goodBlobs...)
+	i := bytes.Index(b, []byte(",\n  \"blobs\""))
+	list := bytes.TrimSuffix(b[i+1:], []byte("\n}\n"))
+	moved := slices.Concat([]byte("{"), list, []byte(","), b[1:i], []byte("\n}\n"))
+	got, err := ParseManifest(ManifestName(m.Stamp), bytes.NewReader(moved))
+	require.NoError(t, err)
+	require.Equal(t, m, got)
+}
+
+// Nothing but the number of the blobs stays in memory.
+func TestManyBlobsDoNotStayInMemory(t *testing.T) {
+	const many = 200_000
+	m := goodManifest(Full)
+	m.Blobs = many
+	dir := Dir(t.TempDir())
+	require.NoError(t, durable.Write(dir.Path(ManifestName(m.Stamp)), 0o644, func(w io.Writer) error {
+		return m.Write(w, func(yield func(BlobRef) bool) {
+			for i := range many {
+				yield(BlobRef{filestorage.OID(i), 1})
+			}
+		})
+	}))
+	heap := func() uint64 {
+		var m runtime.MemStats
+		runtime.GC()
+		runtime.ReadMemStats(&m)
+		return m.HeapAlloc
+	}
+	base, most := heap(), uint64(0)
+	_, err := ReadManifest(t.Context(), dir, m.Stamp)
+	require.NoError(t, err)
+	n := 0
+	require.NoError(t, ReadBlobs(t.Context(), dir, m.Stamp, func(ref BlobRef) {
+		require.EqualValues(t, n, ref.OID)
+		if n++; n%(many/10) == 0 {
+			most = max(most, heap())
+		}
+	}))
+	require.Equal(t, many, n)
+	require.Less(t, most, base+1<<20)
 }
 
 // A manifest in a repository that lies about its increment, consistently with itself.
@@ -189,11 +247,9 @@ func TestManifestsThatLie(t *testing.T) {
 			ms := manifestsOf(t, w.repo)
 			m := ms[2]
 			tt.change(m)
-			b, err := m.Encode()
-			require.NoError(t, err)
-			writeFile(t, w.repo.Path(ManifestName(m.Stamp)), string(b))
+			writeFile(t, w.repo.Path(ManifestName(m.Stamp)), string(encode(t, m)))
 			before := contents(t, w.repo)
-			_, err = Verify(t.Context(), w.repo, VerifyOptions{})
+			_, err := Verify(t.Context(), w.repo, VerifyOptions{})
 			require.Error(t, err)
 			require.NotEqual(t, 1, fault.ExitCode(err), "of a kind: %v", err)
 			require.ErrorContains(t, err, tt.want)

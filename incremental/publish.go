@@ -36,7 +36,7 @@ func (b *backup) write(ctx context.Context, ext filestorage.Extent) (*Manifest, 
 	m := &Manifest{
 		Format: ManifestFormat, Lineage: b.lineage, Epoch: b.epoch, Promotions: b.Promotions, Kind: Full, Stamp: b.lastStamp().next(b.now),
 		Codec: b.codec.Name(), Start: ext.Start, End: ext.End, LastTID: ext.Last, Reason: b.reason,
-		Source: b.src, Created: b.now.UTC(), Host: b.host, Version: b.Version, Blobs: []BlobRef{},
+		Source: b.src, Created: b.now.UTC(), Host: b.host, Version: b.Version,
 	}
 	if _, err := ParseStamp(string(m.Stamp)); err != nil {
 		return nil, fault.New(nil, "repository %s: there is no stamp after %s", b.Repository, b.lastStamp()).
@@ -50,7 +50,8 @@ func (b *backup) write(ctx context.Context, ext filestorage.Extent) (*Manifest, 
 	path := b.Repository.Path(m.File)
 	tmp := path + durable.TempSuffix
 	b.announce()
-	if err := b.store(ctx, tmp, m); err != nil {
+	blobs, err := b.store(ctx, tmp, m)
+	if err != nil {
 		os.Remove(tmp)
 		return nil, err
 	}
@@ -64,7 +65,7 @@ func (b *backup) write(ctx context.Context, ext filestorage.Extent) (*Manifest, 
 		// Not left for the next run: on a full disk it needs the room.
 		return nil, errors.Join(err, b.displace(m, tmp, path))
 	}
-	if err := b.publish(m); err != nil {
+	if err := b.publish(m, blobs); err != nil {
 		return nil, err
 	}
 	return m, nil
@@ -108,16 +109,16 @@ func (b *backup) displace(m *Manifest, tmp, path string) error {
 }
 
 // store writes the raw bytes from m.Start to m.End, encoded, into the file at path, checks their structure on the
-// way, and sets what m says of them.
-func (b *backup) store(ctx context.Context, path string, m *Manifest) error {
+// way, and sets what m says of them. It returns the blobs that they name.
+func (b *backup) store(ctx context.Context, path string, m *Manifest) (*refList, error) {
 	f, err := durable.Create(path, 0o644)
 	if err != nil {
-		return b.unwritable(err)
+		return nil, b.unwritable(err)
 	}
 	defer f.Close()
 	raw, into, err := b.share(f, m)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	defer raw.Close()
 	defer into.Close()
@@ -138,31 +139,32 @@ func (b *backup) store(ctx context.Context, path string, m *Manifest) error {
 	err = errors.Join(err, enc.Close())
 	switch {
 	case out.err != nil:
-		return b.unwritable(out.err)
+		return nil, b.unwritable(out.err)
 	case err != nil:
-		return b.unreadable(err)
+		return nil, b.unreadable(err)
 	case n != m.End-m.Start:
-		return b.unreadable(&filestorage.ShrunkError{File: b.Data, Pos: m.End, Size: m.Start + n})
+		return nil, b.unreadable(&filestorage.ShrunkError{File: b.Data, Pos: m.End, Size: m.Start + n})
 	}
 	if err := check.Close(); err != nil {
-		return b.unreadable(err)
+		return nil, b.unreadable(err)
 	}
 	if err := into.Sync(); err != nil {
-		return b.unwritable(err)
+		return nil, b.unwritable(err)
 	}
-	if err := b.describe(m, check, blobs.refs); err != nil {
-		return err
+	if err := b.describe(m, check); err != nil {
+		return nil, err
 	}
 	m.MD5 = hex.EncodeToString(sum.Sum(nil))
+	m.Blobs = blobs.refs.n
 	m.StoredSize, m.StoredSHA256 = stored.n, hex.EncodeToString(stored.sum.Sum(nil))
 	if m.Tail, err = ProveTail(b.data, m.End); err != nil {
-		return b.unreadable(err)
+		return nil, b.unreadable(err)
 	}
-	return nil
+	return &blobs.refs, nil
 }
 
 // describe takes over what the stream told about its transactions.
-func (b *backup) describe(m *Manifest, check *filestorage.Checker, blobs []BlobRef) error {
+func (b *backup) describe(m *Manifest, check *filestorage.Checker) error {
 	ext := check.Extent()
 	m.FirstTID, m.Transactions, m.PackedTo = ext.First, ext.Transactions, check.LastPacked()
 	if ext.Last != 0 {
@@ -171,7 +173,6 @@ func (b *backup) describe(m *Manifest, check *filestorage.Checker, blobs []BlobR
 	if b.prev != nil && ext.Last == 0 {
 		return fmt.Errorf("%s: no transaction between %d and %d", b.Data, m.Start, m.End)
 	}
-	m.Blobs = append(m.Blobs, blobs...)
 	if n := check.Reversed(); n > 0 {
 		b.Log.Warn("tids that do not grow: FileStorage will not be able to pack this file", "storage", b.Data, "transactions", n)
 	}
@@ -218,13 +219,10 @@ func (m *Manifest) datLine() datLine {
 func (m *Manifest) DatLine() string { return m.datLine().String() }
 
 // publish writes the manifest: from now on the increment exists for others.
-func (b *backup) publish(m *Manifest) error {
-	doc, err := m.Encode()
-	if err != nil {
-		return err
-	}
+func (b *backup) publish(m *Manifest, blobs *refList) error {
 	b.announce()
-	if err := durable.WriteFile(b.Repository.Path(ManifestName(m.Stamp)), doc, 0o644); err != nil {
+	write := func(w io.Writer) error { return m.Write(w, blobs.all()) }
+	if err := durable.Write(b.Repository.Path(ManifestName(m.Stamp)), 0o644, write); err != nil {
 		return b.unwritable(err)
 	}
 	b.crash("published")

@@ -149,9 +149,7 @@ func TestAnotherDatabaseIsRefused(t *testing.T) {
 		other.grow(5)
 		for _, m := range manifestsOf(t, w.repo) { // as of another host: the same path on the same host would count
 			m.Host = "elsewhere"
-			b, err := m.Encode()
-			require.NoError(t, err)
-			writeFile(t, w.repo.Path(ManifestName(m.Stamp)), string(b))
+			writeFile(t, w.repo.Path(ManifestName(m.Stamp)), string(encode(t, m)))
 		}
 		before := contents(t, w.repo)
 		other.repo = w.repo
@@ -231,10 +229,8 @@ func TestAStaleMastersIncrementInAChain(t *testing.T) {
 	w.backup(epoch(first.Lineage, 2))
 	m := manifestsOf(t, w.repo)[2]
 	m.Epoch = 1
-	b, err := m.Encode()
-	require.NoError(t, err)
-	writeFile(t, w.repo.Path(ManifestName(m.Stamp)), string(b))
-	_, err = Verify(t.Context(), w.repo, VerifyOptions{})
+	writeFile(t, w.repo.Path(ManifestName(m.Stamp)), string(encode(t, m)))
+	_, err := Verify(t.Context(), w.repo, VerifyOptions{})
 	require.ErrorIs(t, err, fault.Refused)
 	require.ErrorContains(t, err, "a stale master wrote it")
 	// The newest manifest that can be read is the stale one's; the highest epoch counts.

@@ -258,10 +258,8 @@ func TestAManifestThatLiesIsFoundOut(t *testing.T) {
 			before := r.before("earlier")
 			m := r.manifests()[2]
 			lie(m)
-			doc, err := m.Encode()
-			require.NoError(t, err)
-			require.NoError(t, os.WriteFile(r.repo.Path(incremental.ManifestName(m.Stamp)), doc, 0o644))
-			_, err = r.recover()
+			require.NoError(t, os.WriteFile(r.repo.Path(incremental.ManifestName(m.Stamp)), document(t, m), 0o644))
+			_, err := r.recover()
 			require.ErrorIs(t, err, fault.Unverified)
 			requireUnchanged(t, before, filepath.Dir(r.out))
 		})

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"os"
 	"time"
 
 	"zodbrepl/incremental"
@@ -18,13 +19,6 @@ type inventory struct {
 	sizes  map[string]int64     // of the regular files, in bytes
 	temps  map[string]time.Time // when each of our temporary files was written to last
 	newest time.Time            // when any file was, by the target's clock
-}
-
-// has says whether the increment is there and is the same, as far as sizes tell.
-func (v *inventory) has(m *incremental.Manifest, doc []byte) bool {
-	data, ok1 := v.sizes[m.File]
-	manifest, ok2 := v.sizes[incremental.ManifestName(m.Stamp)]
-	return ok1 && ok2 && data == m.StoredSize && manifest == int64(len(doc))
 }
 
 // inspect reads what the target has and refuses one that must not be written to.
@@ -122,8 +116,10 @@ func (s *shipment) looksSame(ours *incremental.Manifest, v *inventory) bool {
 	if ours == nil {
 		return false
 	}
-	doc, err := ours.Encode()
-	return err == nil && v.sizes[incremental.ManifestName(ours.Stamp)] == int64(len(doc))
+	name := incremental.ManifestName(ours.Stamp)
+	size, there := v.sizes[name]
+	fi, err := os.Lstat(s.Repository.Path(name))
+	return there && err == nil && size == fi.Size()
 }
 
 // compatible refuses a target whose manifest m shows another history than that of our newest increment, own, and of the

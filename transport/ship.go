@@ -239,23 +239,18 @@ func stampOf(p incremental.Problem) incremental.Stamp {
 // chain sends what the target lacks of a chain. The .dat there lists, at any time, only what is there whole.
 func (s *shipment) chain(ctx context.Context, c incremental.Chain, there *inventory) error {
 	var incs []incremental.Increment
-	var docs [][]byte
 	for _, inc := range c.Increments {
 		if inc.Manifest == nil {
 			break // repozo's, in an old chain that zodbrepl never continued
 		}
-		doc, err := inc.Manifest.Encode()
-		if err != nil {
-			return err
-		}
-		incs, docs = append(incs, inc), append(docs, doc)
+		incs = append(incs, inc)
 	}
 	if len(incs) == 0 {
 		return nil
 	}
 	have := make([]bool, len(incs))
 	for i, inc := range incs {
-		have[i] = there.has(inc.Manifest, docs[i])
+		have[i] = there.sizes[inc.File] == inc.Manifest.StoredSize && s.looksSame(inc.Manifest, there)
 	}
 	name := string(c.Stamp) + ".dat"
 	sentDat := false
@@ -271,7 +266,7 @@ func (s *shipment) chain(ctx context.Context, c incremental.Chain, there *invent
 		if err := s.small(ctx, name, dat(incs, have)); err != nil {
 			return err
 		}
-		if err := s.small(ctx, incremental.ManifestName(inc.Stamp), docs[i]); err != nil {
+		if err := s.manifest(ctx, inc.Stamp); err != nil {
 			return err
 		}
 		s.res.Increments = append(s.res.Increments, inc.Stamp)
@@ -326,6 +321,24 @@ func (s *shipment) data(ctx context.Context, inc incremental.Increment, there *i
 	}
 	s.res.Resumed += max(0, m.StoredSize-sent) // after a cut, more than all of it may have travelled
 	return publish(ctx, s.target, m.File)
+}
+
+// manifest brings the manifest of an increment to the target, as it is here: with many blobs it is long.
+func (s *shipment) manifest(ctx context.Context, stamp incremental.Stamp) error {
+	name := incremental.ManifestName(stamp)
+	f, err := s.Repository.OpenAt(ctx, name)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	fi, err := f.Stat()
+	if err != nil {
+		return err
+	}
+	if _, err := s.target.Put(ctx, name, f, fi.Size(), nil); err != nil {
+		return err
+	}
+	return publish(ctx, s.target, name)
 }
 
 func (s *shipment) small(ctx context.Context, name string, content []byte) error {

@@ -12,15 +12,14 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"zodbrepl/filestorage"
 	"zodbrepl/fixtures"
 )
 
 // Every command stays under 100 MiB on a host of many cores, where most is under way at once.
 func TestEveryCommandTakesLittleMemory(t *testing.T) {
 	t.Parallel()
-	const most = 100 << 10 // KiB, as getrusage tells it
-	dir := t.TempDir()
-	data := filepath.Join(dir, "Data.fs")
+	data := filepath.Join(t.TempDir(), "Data.fs")
 	g, err := fixtures.Create(data, fixtures.Options{NoSync: true})
 	require.NoError(t, err)
 	rng := rand.New(rand.NewPCG(1, 2))
@@ -29,31 +28,60 @@ func TestEveryCommandTakesLittleMemory(t *testing.T) {
 		require.NoError(t, err)
 	}
 	require.NoError(t, g.Close())
-	run := func(t *testing.T, arguments ...string) {
-		t.Helper()
-		cmd := exec.Command(binary, arguments...)
-		cmd.Env = append(os.Environ(), "GOMAXPROCS=16")
-		out, err := cmd.CombinedOutput()
-		require.NoError(t, err, string(out))
-		peak := cmd.ProcessState.SysUsage().(*syscall.Rusage).Maxrss
-		t.Logf("%s: %d MiB", arguments[0], peak>>10)
-		require.Less(t, peak, int64(most), arguments[0])
-	}
 	for _, codec := range []string{"gzip", "zstd", "none"} {
-		t.Run(codec, func(t *testing.T) {
-			repository, shipped := filepath.Join(dir, codec), filepath.Join(dir, codec+"-shipped")
-			require.NoError(t, os.Mkdir(repository, 0o755))
-			require.NoError(t, os.Mkdir(shipped, 0o755))
-			run(t, "backup", "--codec", codec, "-f", data, "-r", repository)
-			run(t, "verify", "-r", repository)
-			run(t, "recover", "-r", repository, "-o", filepath.Join(dir, codec+".fs"))
-			run(t, "ship", "-r", repository, "--to", shipped)
-			run(t, "watch", "--once", "--from", shipped, "--data", filepath.Join(dir, codec+"-standby.fs"))
-			for _, gone := range []string{repository, shipped, filepath.Join(dir, codec+".fs"), filepath.Join(dir, codec+"-standby.fs")} {
-				require.NoError(t, os.RemoveAll(gone))
-			}
-		})
+		t.Run(codec, func(t *testing.T) { takeLittleMemory(t, data, codec) })
 	}
 	run(t, "check-fs", data)
 	run(t, "index", data)
+}
+
+// A manifest names a million blobs.
+func TestManyBlobsTakeLittleMemory(t *testing.T) {
+	t.Parallel()
+	data := filepath.Join(t.TempDir(), "Data.fs")
+	g, err := fixtures.Create(data, fixtures.Options{NoSync: true})
+	require.NoError(t, err)
+	blob := []byte("\x80\x03cZODB.blob\nBlob\nq\x00.\x80\x03N.")
+	for next := filestorage.OID(1); next < 1_000_000; {
+		var records []fixtures.Record
+		for range 1000 {
+			records = append(records, fixtures.Record{OID: next, Data: blob})
+			next++
+		}
+		_, err := g.Commit("", "", records...)
+		require.NoError(t, err)
+	}
+	require.NoError(t, g.Close())
+	takeLittleMemory(t, data, "gzip")
+}
+
+// takeLittleMemory goes with a Data.fs all the way to a standby.
+func takeLittleMemory(t *testing.T, data, codec string) {
+	t.Helper()
+	dir, err := os.MkdirTemp(filepath.Dir(data), codec)
+	require.NoError(t, err)
+	defer os.RemoveAll(dir)
+	repository, shipped := filepath.Join(dir, "repository"), filepath.Join(dir, "shipped")
+	require.NoError(t, os.Mkdir(repository, 0o755))
+	require.NoError(t, os.Mkdir(shipped, 0o755))
+	run(t, "backup", "--codec", codec, "-f", data, "-r", repository)
+	run(t, "backup", "-f", data, "-r", repository)
+	run(t, "list", "-r", repository)
+	run(t, "verify", "-r", repository)
+	run(t, "recover", "-r", repository, "-o", filepath.Join(dir, "out.fs"))
+	run(t, "ship", "-r", repository, "--to", shipped)
+	run(t, "watch", "--once", "--from", shipped, "--data", filepath.Join(dir, "standby.fs"))
+}
+
+// run ends the test when a command takes 100 MiB or fails.
+func run(t *testing.T, arguments ...string) {
+	t.Helper()
+	const most = 100 << 10 // KiB, as getrusage tells it
+	cmd := exec.Command(binary, arguments...)
+	cmd.Env = append(os.Environ(), "GOMAXPROCS=16")
+	out, err := cmd.CombinedOutput()
+	require.NoError(t, err, string(out))
+	peak := cmd.ProcessState.SysUsage().(*syscall.Rusage).Maxrss
+	t.Logf("%s: %d MiB", arguments[0], peak>>10)
+	require.Less(t, peak, int64(most), arguments[0])
 }
