@@ -108,7 +108,7 @@ func TestTheRealRepozoReadsWhatWeWrite(t *testing.T) {
 			stages = append(stages, s)
 			for name, codec := range codecs {
 				repo := filepath.Join(dir, name)
-				zodbreplAt(t, s.at, "backup", "-f", data, "-r", repo, "--codec", codec(n))
+				zodbreplAt(t, s.at, "backup", "-f", data, "-r", repo, "--codec", codec(n), "--jobs", []string{"1", "3", "7"}[n%3])
 				p.good(later, "-V", "-r", repo)
 				p.good(later, "-VQ", "-r", repo)
 			}
