@@ -29,7 +29,7 @@ def seconds(size):
 
 
 def estimate(runs, size):
-    return seconds(size) + runs * 6 * (seconds(size) + 1)
+    return seconds(size) + runs * 7 * (seconds(size) + 1)
 
 
 def client(address, duration):
@@ -139,7 +139,8 @@ def table(tools, source, runs):
     for nice in ("low", "idle", "none"):
         conditions.append(Condition("zodbrepl, gzip, --nice %s" % nice, ours + ["--nice", nice]))
     conditions.append(Condition("zodbrepl, none", ours + ["--codec", "none"]))
-    conditions.append(Condition("repozo -BFz", [tools.repozo, "-BFz", "-f", data]))
+    for options in ("-BFz", "-BF"):
+        conditions.append(Condition("repozo %s" % options, [tools.repozo, options, "-f", data]))
     server = Server(tools, data)
     try:
         for n in range(runs):
