@@ -106,12 +106,8 @@ func (b *BlobRef) UnmarshalText(text []byte) error {
 // ManifestName returns the name of the manifest of the increment with that stamp.
 func ManifestName(s Stamp) string { return string(s) + manifestExt }
 
-// ParseManifest reads the manifest with the given file name and refuses one that contradicts itself or its name.
-func ParseManifest(name string, r io.Reader) (*Manifest, error) {
-	return parseManifest(name, r, func(BlobRef) {})
-}
-
-// parseManifest also tells of each blob, before it is known whether the manifest is good.
+// parseManifest reads the manifest with the given file name and refuses one that contradicts itself or its name. It gives each
+// blob to each, before it is known whether the manifest is good.
 func parseManifest(name string, r io.Reader, each func(BlobRef)) (*Manifest, error) {
 	var blobs int64
 	fields, err := splitManifest(r, func(ref BlobRef) {
@@ -176,10 +172,14 @@ func splitManifest(r io.Reader, each func(BlobRef)) (fields map[string]json.RawM
 	if err := expect(dec, '}'); err != nil {
 		return fields, err
 	}
-	if t, err := dec.Token(); err != io.EOF {
-		return fields, errors.Join(err, fmt.Errorf("%v follows it", t))
+	switch t, err := dec.Token(); {
+	case err == io.EOF:
+		return fields, nil
+	case err != nil:
+		return fields, err
+	default:
+		return fields, fmt.Errorf("%v follows it", t)
 	}
-	return fields, nil
 }
 
 // blobsField is the list of blobs in a manifest.
@@ -292,8 +292,11 @@ func isHex(s string, size int) bool {
 
 // ReadManifest reads the manifest of a stamp from src.
 func ReadManifest(ctx context.Context, src Source, s Stamp) (*Manifest, error) {
-	return readManifest(ctx, src, s, func(BlobRef) {})
+	return readManifest(ctx, src, s, counted)
 }
+
+// counted is for blobs of which only the number is wanted.
+func counted(BlobRef) {}
 
 // ReadBlobs gives the blobs that the manifest of a stamp names to each, in their order.
 func ReadBlobs(ctx context.Context, src Source, s Stamp, each func(BlobRef)) error {

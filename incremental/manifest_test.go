@@ -43,7 +43,7 @@ func TestManifestsReadAsTheyWereWritten(t *testing.T) {
 		m := goodManifest(kind)
 		b := encode(t, m, goodBlobs...)
 		require.Contains(t, string(b), `"0000000000000003/0000000000000007"`)
-		got, err := ParseManifest(ManifestName(m.Stamp), bytes.NewReader(b))
+		got, err := parseManifest(ManifestName(m.Stamp), bytes.NewReader(b), counted)
 		require.NoError(t, err)
 		require.Equal(t, m, got)
 	}
@@ -121,7 +121,7 @@ func TestManifestsThatContradictThemselves(t *testing.T) {
 			require.ErrorContains(t, m.Write(io.Discard, slices.Values(goodBlobs)), tt.want, "nor is it written")
 			b, err := json.Marshal(m)
 			require.NoError(t, err)
-			_, err = ParseManifest(ManifestName(m.Stamp), bytes.NewReader(b))
+			_, err = parseManifest(ManifestName(m.Stamp), bytes.NewReader(b), counted)
 			require.ErrorContains(t, err, tt.want)
 		})
 	}
@@ -144,6 +144,7 @@ func TestWhatIsNoManifest(t *testing.T) {
 		{"no JSON", name, []byte("<manifest/>"), "not a manifest"},
 		{"half of it", name, good[:len(good)/2], "not a manifest"},
 		{"something behind it", name, append(bytes.Clone(good), '}'), "not a manifest"},
+		{"a second manifest behind it", name, append(bytes.Clone(good), good...), "not a manifest: { follows it"},
 		{"a newer format", name, field(`"format": 1`, `"format": 2, "compression": "best"`), "manifest of format 2, this program knows 1"},
 		{"no format", name, []byte("{}"), "manifest of format 0"},
 		{"an unknown field", name, field(`"epoch": 1`, `"epoch": 1, "extra": true`), `unknown field "extra"`},
@@ -158,7 +159,7 @@ func TestWhatIsNoManifest(t *testing.T) {
 		{"a path", "../" + name, good, "says that it is of"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			_, err := ParseManifest(tt.file, bytes.NewReader(tt.b))
+			_, err := parseManifest(tt.file, bytes.NewReader(tt.b), counted)
 			require.ErrorContains(t, err, tt.want)
 			require.ErrorContains(t, err, tt.file)
 		})
@@ -177,7 +178,7 @@ func TestTheListOfBlobsMayComeFirst(t *testing.T) {
 	i := bytes.Index(b, []byte(",\n  \"blobs\""))
 	list := bytes.TrimSuffix(b[i+1:], []byte("\n}\n"))
 	moved := slices.Concat([]byte("{"), list, []byte(","), b[1:i], []byte("\n}\n"))
-	got, err := ParseManifest(ManifestName(m.Stamp), bytes.NewReader(moved))
+	got, err := parseManifest(ManifestName(m.Stamp), bytes.NewReader(moved), counted)
 	require.NoError(t, err)
 	require.Equal(t, m, got)
 }
