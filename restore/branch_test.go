@@ -23,7 +23,7 @@ func (p *pair) node(name string, source incremental.Dir) *pair {
 
 // write commits to a node's Data.fs as its ZEO server does.
 func (p *pair) write(transactions int) {
-	p.clock = p.clock.Add(time.Minute)
+	p.forward(time.Minute)
 	g, err := fixtures.Open(p.data, fixtures.Options{Now: p.now, NoSync: true})
 	require.NoError(p.t, err)
 	for range transactions {
@@ -43,7 +43,7 @@ func (p *pair) pack() {
 
 // save backs a node up into a directory, as the command does.
 func (p *pair) save(dir incremental.Dir, change ...func(*incremental.BackupOptions)) (incremental.BackupResult, error) {
-	p.clock = p.clock.Add(time.Minute)
+	p.forward(time.Minute)
 	o := incremental.BackupOptions{Data: p.data, Repository: dir, Now: p.now}
 	for _, c := range change {
 		c(&o)

@@ -94,12 +94,13 @@ func (w *twin) standby() *pair { return w.other(w.master) }
 func (w *twin) write(transactions int) {
 	w.tick()
 	w.master.write(transactions)
-	w.clock = w.master.clock
+	w.clock = w.master.forward(0)
 }
 
 func (w *twin) tick() {
 	w.clock = w.clock.Add(time.Minute)
-	w.a.clock, w.b.clock = w.clock, w.clock
+	w.a.setClock(w.clock)
+	w.b.setClock(w.clock)
 }
 
 // sync backs the master up, ships, and lets the standby follow.

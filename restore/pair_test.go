@@ -30,6 +30,7 @@ type pair struct {
 	dir     string
 	g       *fixtures.Grower
 	rng     *rand.Rand
+	ticking *sync.Mutex // protects clock
 	clock   time.Time
 	repo    incremental.Dir
 	shipped incremental.Dir
@@ -45,7 +46,7 @@ func newPair(t testing.TB) *pair {
 }
 
 func newPairIn(t require.TestingT, dir string) *pair {
-	p := &pair{t: t, dir: dir, rng: rand.New(rand.NewPCG(1, 2)), clock: time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC),
+	p := &pair{t: t, dir: dir, ticking: &sync.Mutex{}, rng: rand.New(rand.NewPCG(1, 2)), clock: time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC),
 		repo: incremental.Dir(filepath.Join(dir, "repo")), shipped: incremental.Dir(filepath.Join(dir, "shipped")),
 		data: filepath.Join(dir, "standby", "Data.fs"), at: map[incremental.Stamp][]byte{}}
 	for _, d := range []string{"master", "repo", "shipped", "standby"} {
@@ -79,9 +80,21 @@ func followingWith(t testing.TB, codec string) *pair {
 	return p
 }
 
-func (p *pair) now() time.Time {
-	p.clock = p.clock.Add(time.Second)
+// now is also asked by a watch that runs, beside a test that goes on.
+func (p *pair) now() time.Time { return p.forward(time.Second) }
+
+// forward turns the clock on, and returns what it shows.
+func (p *pair) forward(by time.Duration) time.Time {
+	p.ticking.Lock()
+	defer p.ticking.Unlock()
+	p.clock = p.clock.Add(by)
 	return p.clock
+}
+
+func (p *pair) setClock(now time.Time) {
+	p.ticking.Lock()
+	defer p.ticking.Unlock()
+	p.clock = now
 }
 
 func (p *pair) grow(transactions int) {
@@ -92,7 +105,7 @@ func (p *pair) grow(transactions int) {
 }
 
 func (p *pair) backup(change ...func(*incremental.BackupOptions)) incremental.BackupResult {
-	p.clock = p.clock.Add(time.Minute)
+	p.forward(time.Minute)
 	o := incremental.BackupOptions{Data: p.g.Path(), Repository: p.repo, Codec: p.codec, Now: p.now}
 	for _, c := range change {
 		c(&o)
