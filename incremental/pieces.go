@@ -7,7 +7,7 @@ import (
 )
 
 // pieceWriter cuts what is written to it into pieces of a fixed size, encodes them in goroutines, and writes the
-// results in order. The capacity of order bounds how many are under way.
+// results in order. As many are under way as order holds, and one that is waited for.
 type pieceWriter struct {
 	size   int
 	encode func(raw []byte, out *bytes.Buffer) error
@@ -30,7 +30,7 @@ type piece struct {
 
 // start begins to write pieces into w, so many at once.
 func (p *pieceWriter) start(w io.Writer, jobs int) {
-	p.order, p.done = make(chan chan piece, jobs), make(chan struct{})
+	p.order, p.done = make(chan chan piece, jobs-1), make(chan struct{})
 	go p.write(w)
 }
 
