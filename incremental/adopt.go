@@ -67,9 +67,9 @@ func (b *backup) adoptChain(ctx context.Context, c Chain) error {
 		from--
 	}
 	b.Log.Info("verifying increments that have no manifest", "storage", b.Data, "increments", len(incs)-first, "chain", c.Stamp)
-	known := make(map[filestorage.OID]bool)
+	known := &filestorage.Index{}
 	name := func(inc Increment) error {
-		return ReadBlobs(ctx, b.Repository, inc.Stamp, func(ref BlobRef) { known[ref.OID] = true })
+		return ReadBlobs(ctx, b.Repository, inc.Stamp, func(ref BlobRef) { known.Set(ref.OID, 0) })
 	}
 	for _, inc := range incs[:first] {
 		if err := name(inc); err != nil {
@@ -111,7 +111,7 @@ func (b *backup) adoptChain(ctx context.Context, c Chain) error {
 
 // describeStored reads an increment whole and makes its manifest, except for its place in the history. What file it
 // was read from is not known, so the next backup compares all of Data.fs with the chain.
-func (b *backup) describeStored(ctx context.Context, inc Increment, tail *TailKeeper, known map[filestorage.OID]bool) (*Manifest, *refList, error) {
+func (b *backup) describeStored(ctx context.Context, inc Increment, tail *TailKeeper, known *filestorage.Index) (*Manifest, *refList, error) {
 	where := b.Repository.String()
 	stored, err := b.Repository.Open(ctx, inc.File)
 	if err != nil {

@@ -12,7 +12,7 @@ type blobCollector struct {
 	data *filestorage.File // where back pointers lead; nil: known tells
 	// known has the objects that were blobs before. An object does not change its class, so this is enough for a
 	// chain that is read from its beginning, whose Data.fs may be no more.
-	known map[filestorage.OID]bool
+	known *filestorage.Index // whose positions mean nothing: no set of oids is smaller
 	refs  refList
 }
 
@@ -23,7 +23,7 @@ func (c *blobCollector) add(r filestorage.Record, head []byte) error {
 	case r.DataLen > filestorage.HeadSize || r.DataLen == 0 && r.Back == 0:
 		return nil
 	case r.DataLen == 0 && c.data == nil:
-		if c.known[r.OID] {
+		if _, blob := c.known.Get(r.OID); blob {
 			c.refs.add(BlobRef{r.OID, r.TID})
 		}
 		return nil
@@ -33,7 +33,7 @@ func (c *blobCollector) add(r filestorage.Record, head []byte) error {
 	if filestorage.IsBlob(head) {
 		c.refs.add(BlobRef{r.OID, r.TID})
 		if c.known != nil {
-			c.known[r.OID] = true
+			c.known.Set(r.OID, 0)
 		}
 	}
 	return nil
