@@ -185,6 +185,10 @@ func TestCheckFileFollowsPointers(t *testing.T) {
 			h, err := openFile(t, path).CheckFile(context.Background(), nil)
 			require.Equal(t, c.warns, h.PrevMismatches)
 			require.EqualValues(t, 15, h.Transactions, "it goes on behind the fault")
+			x, ext, rerr := filestorage.Reindex(context.Background(), path, nil)
+			require.NoError(t, rerr, "FileStorage does not look there when it makes its index")
+			require.Equal(t, h.Objects, x.Len())
+			require.Equal(t, filestorage.Extent{Start: filestorage.MagicSize, End: h.End, First: h.FirstTID, Last: h.LastTID, Transactions: 15, Reason: "clean"}, ext)
 			if c.says == "" {
 				require.NoError(t, err)
 				return
@@ -196,9 +200,11 @@ func TestCheckFileFollowsPointers(t *testing.T) {
 }
 
 func TestReindexWritesTheIndexOfFileStorage(t *testing.T) {
-	for _, name := range []string{"plain.fs", "undo.fs", "packed.fs", "tail-voted.fs", "undone.fs", "fs21.fs", "nothing.fs"} {
+	// With faults too that do not keep FileStorage from opening it: tids that do not grow, a tail that is no transaction.
+	for _, name := range []string{"plain.fs", "undo.fs", "packed.fs", "tail-voted.fs", "undone.fs", "fs21.fs", "nothing.fs", "tid-reduction.fs", "tail-garbage.fs"} {
 		t.Run(name, func(t *testing.T) {
 			want := fixturetest.Facts(t, name)
+			require.NotNil(t, want.Index)
 			path := fixturetest.Copy(t, name)
 			require.NoError(t, os.WriteFile(path+".index", []byte("what a crash left"), 0o644))
 			x, ext, err := filestorage.Reindex(context.Background(), path, nil)

@@ -4,10 +4,12 @@ import (
 	"bytes"
 	"fmt"
 	"os"
+	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/require"
 
+	"zodbrepl/internal/durable"
 	"zodbrepl/internal/fault"
 )
 
@@ -86,6 +88,28 @@ func TestARunThatDiesAtAnyPointLosesAndDoublesNothing(t *testing.T) {
 				})
 			}
 		}
+	}
+}
+
+// A manifest that names many blobs is written in many parts: a run may die between any two.
+func TestARunThatDiesWithinAManifestIsFinishedByTheNext(t *testing.T) {
+	for half := range 3 {
+		w := newWorld(t)
+		w.grow(3)
+		w.backup()
+		before := w.committed()
+		doc, err := os.ReadFile(w.repo.Path(names(t, w.repo, manifestExt)[0]))
+		require.NoError(t, err)
+		w.grow(2)
+		require.True(t, w.dieAt("listed", 1))
+		manifest := w.repo.Path(strings.TrimSuffix(names(t, w.repo, ".deltafsz")[0], ".deltafsz") + manifestExt)
+		require.NoFileExists(t, manifest)
+		writeFile(t, manifest+durable.TempSuffix, string(doc[:len(doc)*half/2]))
+		w.isOneOf([][]byte{before, w.committed()})
+		w.backup()
+		w.whole()
+		require.FileExists(t, manifest)
+		require.NoFileExists(t, manifest+durable.TempSuffix)
 	}
 }
 

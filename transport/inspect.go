@@ -118,8 +118,11 @@ func (s *shipment) looksSame(ours *incremental.Manifest, v *inventory) bool {
 	}
 	name := incremental.ManifestName(ours.Stamp)
 	size, there := v.sizes[name]
+	if !there {
+		return false
+	}
 	fi, err := os.Lstat(s.Repository.Path(name))
-	return there && err == nil && size == fi.Size()
+	return err == nil && size == fi.Size()
 }
 
 // compatible refuses a target whose manifest m shows another history than that of our newest increment, own, and of the

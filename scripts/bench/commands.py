@@ -84,7 +84,7 @@ class Rows:
             self.cores[step] = Contender([self.tools.limit, *step, self.data], read=float)
         return self.cores.get(step)
 
-    def both(self, step, codec, share=1):
+    def codec_limit(self, step, codec, share=1):
         """A limit, (name, seconds): md5 is one stream, and on all cores together there is that and the codec's step to be done."""
         if self.alone:
             return "", 0
@@ -125,8 +125,8 @@ class Rows:
         self.run(gzip, zstd, packed, deflate, compress, md5)
         self.run(none, plain, copy)
         self.remove("copy")
-        self.row("full backup, gzip", gzip, packed, Goal.times(10), self.both("encode", "gzip"))
-        self.row("full backup, zstd", zstd, packed, Goal.times(18), self.both("encode", "zstd"))
+        self.row("full backup, gzip", gzip, packed, Goal.times(10), self.codec_limit("encode", "gzip"))
+        self.row("full backup, zstd", zstd, packed, Goal.times(18), self.codec_limit("encode", "zstd"))
         self.row("full backup, none", none, plain, Goal.times(1.7), ("cp+sync", copy), ("md5", md5))
         if self.table:
             theirs = self.stored("repozo")
@@ -140,8 +140,8 @@ class Rows:
         gzip, zstd = (self.ours("verify", "-r", self.path(codec)) for codec in ("gzip", "zstd"))
         packed = self.repozo("-V", "-r", self.path("repozo"))
         self.run(gzip, zstd, packed, *self.unpacking())
-        self.row("verify, gzip", gzip, packed, Goal.times(4), self.both("decode", "gzip"))
-        self.row("verify, zstd", zstd, packed, Goal.times(8), self.both("decode", "zstd"))
+        self.row("verify, gzip", gzip, packed, Goal.times(4), self.codec_limit("decode", "gzip"))
+        self.row("verify, zstd", zstd, packed, Goal.times(8), self.codec_limit("decode", "zstd"))
 
     def recover(self):
         def recover(codec):
@@ -154,8 +154,8 @@ class Rows:
         copy = self.copy()
         self.run(gzip, zstd, packed, none, plain, copy, *self.unpacking())
         self.remove("out.fs*", "copy")
-        self.row("recover, gzip; verified, index", gzip, packed, Goal.times(4), self.both("decode", "gzip"), ("cp+sync", copy))
-        self.row("recover, zstd; verified, index", zstd, packed, Goal.times(8), self.both("decode", "zstd"), ("cp+sync", copy))
+        self.row("recover, gzip; verified, index", gzip, packed, Goal.times(4), self.codec_limit("decode", "gzip"), ("cp+sync", copy))
+        self.row("recover, zstd; verified, index", zstd, packed, Goal.times(8), self.codec_limit("decode", "zstd"), ("cp+sync", copy))
         self.row("recover, none; verified, index", none, plain, Goal.times(2.5), ("cp+sync", copy), ("md5", self.cores.get(("md5",))))
         for name in ("none", "repozo-plain", "zstd"):
             shutil.rmtree(self.path(name), ignore_errors=True)
@@ -208,7 +208,7 @@ class Rows:
                         for o in ("-BzQ", "-Bz"))
         self.run(ours, quick, often=3)
         self.run(usual)
-        limit = self.both("encode", "gzip", self.changed())
+        limit = self.codec_limit("encode", "gzip", self.changed())
         self.results.append(("%d MiB changed, gzip" % self.change, ours.median, ours.memory))
         if self.table:
             self.table.row("%d MiB changed, gzip; -Q" % self.change, ours, quick, Goal.times(8), limit)
@@ -241,6 +241,6 @@ class Rows:
             self.results.append((what, standby.median, standby.memory))
             if self.table:
                 three = Goal("<= 3 x write", lambda ours, theirs: ours <= 3 * write.median)
-                check = self.both("decode", codec, self.changed())[1]
+                check = self.codec_limit("decode", codec, self.changed())[1]
                 limit = "%s of that and write+fsync" % show(check), check + write.median
                 self.table.row(what, standby, None, three, limit, memory_goal=None)

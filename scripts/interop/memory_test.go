@@ -71,7 +71,16 @@ func takeLittleMemory(t *testing.T, data, codec string) {
 	run(t, "verify", "-r", repository)
 	run(t, "recover", "-r", repository, "-o", filepath.Join(dir, "out.fs"))
 	run(t, "ship", "-r", repository, "--to", shipped)
-	run(t, "watch", "--once", "--from", shipped, "--data", filepath.Join(dir, "standby.fs"))
+	standby := filepath.Join(dir, "standby.fs")
+	run(t, "watch", "--once", "--from", shipped, "--data", standby)
+	run(t, "status", "--data", standby)
+	run(t, "diff", data, standby)
+	run(t, "inspect", standby)
+	run(t, "promote", "--data", standby)
+	if codec != "zstd" {
+		run(t, "repozo", "-V", "-r", repository)
+		run(t, "repozo", "-R", "-r", repository, "-o", filepath.Join(dir, "repozo.fs"))
+	}
 }
 
 // measure runs a command and prints its peak, as getrusage tells it. A process begins with the peak of the one that starts it,
